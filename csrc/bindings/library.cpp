@@ -1,0 +1,21 @@
+// The library itself: threads from torch, and the name of the instruction set for `doctor`.
+#include <torch/csrc/stable/ops.h>
+
+#include "../common/isa.h"
+#include "../common/parallel.h"
+
+namespace ak {
+
+void parallel_for_impl(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+}
+
+}  // namespace ak
+
+#if defined(_WIN32)
+#define AK_EXPORT extern "C" __declspec(dllexport)
+#else
+#define AK_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+AK_EXPORT const char* alphakernels_isa() { return ak::isa_name(); }

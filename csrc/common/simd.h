@@ -1,0 +1,178 @@
+// Vectors of one register, in the compiler's own vector types: the same lines become SSE2 or NEON, AVX2 or AVX-512 code.
+// A "pack" P is either Vec<T> (kLanes<T> elements) or, for rows shorter than a register, the bare T.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "isa.h"
+
+namespace ak::AK_ISA {
+namespace {  // internal linkage: a function compiled for AVX-512 must never be merged with its portable twin
+
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kRegisterBytes)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+
+template <class T>
+constexpr int64_t kLanes = kRegisterBytes / static_cast<int64_t>(sizeof(T));
+
+template <class P, class T>
+constexpr int64_t kWidth = static_cast<int64_t>(sizeof(P) / sizeof(T));
+
+template <class P, class T>
+inline P load(const T* p) {
+  P v;
+  std::memcpy(&v, p, sizeof(P));
+  return v;
+}
+
+template <class P, class T>
+inline void store(T* p, P v) {
+  std::memcpy(p, &v, sizeof(P));
+}
+
+template <class P, class T>
+inline P splat(T a) {
+  return P{} + a;
+}
+
+template <class P>
+inline P maximum(P a, P b) {
+  return a > b ? a : b;
+}
+
+template <class P>
+inline P minimum(P a, P b) {
+  return a < b ? a : b;
+}
+
+// A tree over the lanes, the same for every call, so that sums are reproducible.
+template <class T>
+inline T sum_lanes(Vec<T> v) {
+  T a[kLanes<T>];
+  std::memcpy(a, &v, sizeof(v));
+  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) a[i] += a[i + half];
+  return a[0];
+}
+
+template <class T>
+inline T max_lanes(Vec<T> v) {
+  T a[kLanes<T>];
+  std::memcpy(a, &v, sizeof(v));
+  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
+  return a[0];
+}
+
+// Calls f(Pack{}, column) so that columns [0, n) are covered by packs; the last pack overlaps the one before it instead
+// of running over the end, so f must be idempotent. Rows shorter than a register are taken one element at a time.
+template <class T, class F>
+inline void for_each_pack(int64_t n, const F& f) {
+  constexpr int64_t lanes = kLanes<T>;
+  if (n < lanes) {
+    for (int64_t j = 0; j < n; ++j) f(T{}, j);
+    return;
+  }
+  int64_t j = 0;
+  for (; j + lanes <= n; j += lanes) f(Vec<T>{}, j);
+  if (j < n) f(Vec<T>{}, n - lanes);
+}
+
+template <class T>
+struct Bits;
+template <>
+struct Bits<float> {
+  using Int = int32_t;
+  static constexpr int mantissa = 23;
+  static constexpr Int bias = 127;
+  static constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
+  static constexpr float ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
+  static constexpr float exp_limit = 87.0f;
+};
+template <>
+struct Bits<double> {
+  using Int = int64_t;
+  static constexpr int mantissa = 52;
+  static constexpr Int bias = 1023;
+  static constexpr double round_magic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double ln2_hi = 6.93145751953125e-1, ln2_lo = 1.42860682030941723212e-6;
+  static constexpr double exp_limit = 708.0;
+};
+
+// 1/k! from the highest power down.
+template <class T>
+struct Series;
+template <>
+struct Series<float> {
+  static constexpr int length = 8;
+  static constexpr float coefficients[length] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+};
+template <>
+struct Series<double> {
+  static constexpr int length = 14;
+  static constexpr double coefficients[length] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+                                                  1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
+                                                  1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5,
+                                                  1.0,                1.0};
+};
+
+// exp(x) for |x| <= exp_limit (larger is clamped): x = k ln 2 + r, a Taylor polynomial for r in [-ln2/2, ln2/2] long enough
+// for one rounding error, and 2^k put into the exponent. Within 1.5 ulp of the exact value.
+template <class P, class T>
+inline P exp(P x) {
+  using B = Bits<T>;
+  using Int = typename B::Int;
+  x = maximum<P>(splat<P, T>(-B::exp_limit), minimum<P>(splat<P, T>(B::exp_limit), x));
+  const P shifted = x * static_cast<T>(1.4426950408889634) + B::round_magic;
+  const P k = shifted - B::round_magic;
+  const P r = (x - k * B::ln2_hi) - k * B::ln2_lo;
+  P p = splat<P, T>(Series<T>::coefficients[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < Series<T>::length; ++i) p = p * r + Series<T>::coefficients[i];
+  // The low mantissa bits of `shifted` hold the integer k.
+  if constexpr (sizeof(P) == sizeof(T)) {
+    Int bits;
+    std::memcpy(&bits, &shifted, sizeof(T));
+    Int magic;
+    const T m = B::round_magic;
+    std::memcpy(&magic, &m, sizeof(T));
+    const Int power = (bits - magic + B::bias) << B::mantissa;
+    T two_k;
+    std::memcpy(&two_k, &power, sizeof(T));
+    return p * two_k;
+  } else {
+    typedef Int IntVec __attribute__((vector_size(sizeof(P))));
+    IntVec bits, magic;
+    std::memcpy(&bits, &shifted, sizeof(P));
+    const P m = splat<P, T>(B::round_magic);
+    std::memcpy(&magic, &m, sizeof(P));
+    const IntVec power = (bits - magic + B::bias) << B::mantissa;
+    P two_k;
+    std::memcpy(&two_k, &power, sizeof(P));
+    return p * two_k;
+  }
+}
+
+template <class P, class T>
+inline P sigmoid(P x) {
+  const P s = static_cast<T>(1) / (static_cast<T>(1) + exp<P, T>(-x));
+  return x == x ? s : x;  // the clamp inside exp would lose a NaN
+}
+
+}  // namespace
+}  // namespace ak::AK_ISA

@@ -1,0 +1,107 @@
+"""Builds the compiled library from csrc/; everything else is in pyproject.toml.
+
+ALPHAKERNELS_BUILD=auto (default) | cpu | cuda | none says what is built. `auto` adds CUDA where nvcc and a CUDA build of PyTorch
+are found. A missing or failing compiler never fails the install: the package then runs on its PyTorch reference and says so.
+Only PyTorch's headers are needed, and they are looked up in the environment being installed into, so that pip's build
+isolation, which hides that environment's packages, does no harm.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+CSRC = Path("csrc")
+BUILD = os.environ.get("ALPHAKERNELS_BUILD", "auto").lower()
+if BUILD not in ("auto", "cpu", "cuda", "none"):
+    raise SystemExit(f"ALPHAKERNELS_BUILD must be auto, cpu, cuda or none, got {BUILD!r}")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Each file of csrc/cpu is compiled once per instruction set; the processor chooses among them when the library is loaded.
+ISA_FLAGS = {"portable": []}
+if X86:
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+CUDA_ARCHS = os.environ.get("ALPHAKERNELS_CUDA_ARCHS", "80;90;100").split(";")
+
+
+def torch_home():
+    """The folder of the installed torch: of this interpreter, or, in an isolated build, of the environment behind it."""
+    for path in (sysconfig.get_path("platlib"), sysconfig.get_path("purelib")):
+        if (Path(path) / "torch" / "include" / "torch" / "csrc" / "stable").is_dir():
+            return Path(path) / "torch"
+    try:
+        import torch
+
+        return Path(torch.__file__).parent
+    except ImportError:
+        return None
+
+
+TORCH = torch_home()
+
+
+class BuildLibrary(build_ext):
+    """Compiles every (source, instruction set) pair in parallel and links them into one library."""
+
+    def build_extension(self, ext):
+        if TORCH is None:
+            raise CompileError("PyTorch >= 2.10 was not found; install it first to build the compiled kernels")
+        out = Path(self.build_temp)
+        macros = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")] + [("AK_X86", "1")] * X86
+        if ext.name.endswith("_cuda"):
+            jobs = [(source, out / "cuda") for source in ext.sources]
+            work = self.nvcc
+        else:
+            once = [s for s in ext.sources if Path(s).parent.name != "cpu"]
+            jobs = [(s, out / isa, isa) for s in ext.sources if s not in once for isa in ISA_FLAGS]
+            jobs += [(s, out / "once", None) for s in once]
+
+            def work(source, folder, isa):
+                defines = macros + ([("AK_ISA", isa)] if isa else [])
+                flags = FLAGS + (ISA_FLAGS[isa] if isa else [])
+                include = [str(TORCH / "include")]
+                return self.compiler.compile([source], str(folder), defines, include, extra_postargs=flags)[0]
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            ext.extra_objects = list(pool.map(lambda job: work(*job), jobs))
+        ext.sources = []
+        # Linked by name only: whatever torch the process has loaded serves the symbols.
+        ext.library_dirs, ext.libraries = [str(TORCH / "lib")], ["torch", "torch_cpu", "c10"]
+        super().build_extension(ext)
+
+    def nvcc(self, source, folder):
+        target = folder / (Path(source).stem + ".o")
+        folder.mkdir(parents=True, exist_ok=True)
+        archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
+        command = ["nvcc", "-std=c++17", "-O3", "-Xcompiler", "-fPIC", *archs, "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+        if subprocess.call([*command, f"-I{TORCH / 'include'}", "-c", source, "-o", str(target)]):
+            raise CompileError(f"nvcc failed on {source}")
+        return str(target)
+
+
+def extensions():
+    if BUILD == "none":
+        return []
+    sources = [str(p) for folder in ("common", "cpu", "bindings") for p in sorted((CSRC / folder).glob("*.cpp"))]
+    found = [Extension("alphakernels._C", sources, language="c++", py_limited_api=True, optional=True)]
+    cuda = [str(p) for p in sorted((CSRC / "cuda").glob("*.cu"))]
+    torch_has_cuda = TORCH is not None and any((TORCH / "lib").glob("*torch_cuda*"))
+    if cuda and (BUILD == "cuda" or (BUILD == "auto" and shutil.which("nvcc") and torch_has_cuda)):
+        found.append(Extension("alphakernels._C_cuda", cuda, language="c++", py_limited_api=True, optional=True))
+    return found
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildLibrary},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if BUILD != "none" else {},
+    setup_requires=[] if TORCH is not None or BUILD == "none" else ["torch>=2.10"],
+)

@@ -1,0 +1,11 @@
+"""Operators: tensors in, tensors out. Each runs on the fastest kernel there is for its tensors, or on plain PyTorch."""
+
+from . import _library
+from .attentive_mask import attentive_mask
+from .ghost_batch_norm import ghost_batch_norm
+from .glu_block import glu_block
+from .sparsemax import sparsemax
+
+_library.compiled()
+
+__all__ = ["attentive_mask", "ghost_batch_norm", "glu_block", "sparsemax"]

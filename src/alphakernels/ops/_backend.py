@@ -1,0 +1,154 @@
+"""Which kernel runs a call: chosen once per call, by one function, for automatic choice, explicit request and `explain` alike.
+
+A kernel that cannot run gives its reason; automatic choice takes the first kernel without one, an explicit request raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from . import _library
+from ._library import Op
+
+BACKENDS = ("auto", "reference", "cpp", "triton")
+
+_requested = "auto"
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Runs the block on one backend, for every op and in the whole process.
+
+    Args:
+        backend: "auto" (the fastest kernel that can run), "reference" (plain PyTorch: any dtype, double backward, export),
+            "cpp" or "triton". An op that cannot run on the backend asked for raises and gives the reason.
+
+    Raises:
+        ValueError: `backend` is not one of these.
+    """
+    global _requested
+    if backend not in BACKENDS:
+        raise ValueError(f"use_backend: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "triton" and _library.interpreting():
+        _library.ensure_interpreted()
+    before, _requested = _requested, backend
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What runs a call: `kernel`, and for every kernel passed over the reason why."""
+
+    op: str
+    kernel: str
+    detail: str
+    reasons: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.kernel} ({self.detail})"]
+        return "\n".join(lines + [f"  not {kernel}: {reason}" for kernel, reason in self.reasons.items()])
+
+
+def reason_against(op: Op, kernel: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why `kernel` cannot run `op` on tensors of this device and dtype; None where it can."""
+    if kernel == "cpp":
+        if device != "cpu":
+            return f"the C++ kernel runs on the CPU, the tensors are on {device}"
+        if _library.compiled().problem is not None:
+            return _library.compiled().problem
+        if not _library.has_cpp(op.name):
+            return "the compiled library has no kernel for this op"
+        if dtype not in op.cpp_dtypes:
+            return f"the C++ kernel takes {_names(op.cpp_dtypes)}, got {_name(dtype)}"
+    if kernel == "triton":
+        if op.triton is None:
+            return "the op has no Triton kernel"
+        if device == "cpu" and not _library.interpreting():
+            return "the Triton kernel runs on a GPU (on CPU tensors only in its interpreter, TRITON_INTERPRET=1)"
+        if device not in ("cpu", "cuda"):
+            return f"the Triton kernel runs on cuda, the tensors are on {device}"
+        if not _library.has_triton():
+            return "triton is not installed (pip install 'alphakernels[triton]')"
+        if dtype not in op.triton_dtypes:
+            return f"the Triton kernel takes {_names(op.triton_dtypes)}, got {_name(dtype)}"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _names(dtypes: frozenset[torch.dtype]) -> str:
+    return ", ".join(sorted(_name(d) for d in dtypes))
+
+
+@lru_cache(maxsize=None)
+def _choose(op: Op, device: str, dtype: torch.dtype, requested: str) -> Explanation:
+    reasons = {}
+    candidates = ("triton", "cpp") if device == "cuda" else ("cpp", "triton")
+    for kernel in candidates:
+        if requested not in ("auto", kernel):
+            reasons[kernel] = f"use_backend({requested!r}) is in force"
+            continue
+        if requested == "auto" and kernel == "triton" and device == "cpu":
+            reasons[kernel] = "the Triton kernel runs on a GPU"
+            continue
+        reason = reason_against(op, kernel, device, dtype)
+        if reason is None:
+            detail = f"{_library.compiled().isa}, {_name(dtype)}" if kernel == "cpp" else f"{device}, {_name(dtype)}"
+            return Explanation(op.name, kernel, detail, reasons)
+        if requested == kernel:
+            raise RuntimeError(f"{op.name}: the {kernel} kernel was asked for and cannot run: {reason}")
+        reasons[kernel] = reason
+    return Explanation(op.name, "reference", f"plain PyTorch on {device}, {_name(dtype)}", reasons)
+
+
+def choose(op: Op, tensor: torch.Tensor) -> str:
+    """The kernel that runs `op` on tensors like this one: "cpp", "triton", or "reference"."""
+    if _requested == "reference":
+        return "reference"
+    return _choose(op, tensor.device.type, tensor.dtype, _requested).kernel
+
+
+_watch: list[Explanation] | None = None
+
+
+def run(op: Op, reference: Callable, tensor: torch.Tensor, *args):
+    """Runs `op` on `args` by the kernel chosen for `tensor`: the reference directly, a kernel through the dispatcher."""
+    if _watch is not None:
+        _watch.append(_choose(op, tensor.device.type, tensor.dtype, _requested))
+    kernel = choose(op, tensor)
+    if kernel == "reference":
+        return reference(*args)
+    return op.call(kernel, tensor.device.type)(*args)
+
+
+def explain(function: Callable, *args, **kwargs) -> Explanation:
+    """Runs `function(*args, **kwargs)`, an op of `alphakernels.ops` or a module that calls one, and says which kernel ran and
+    why not another.
+
+    Returns:
+        The `Explanation` of the call; where several ops were called, of the first.
+
+    Raises:
+        ValueError: the function called no alphakernels op.
+    """
+    global _watch
+    before, _watch = _watch, []
+    try:
+        with torch.no_grad():
+            function(*args, **kwargs)
+        seen = _watch
+    finally:
+        _watch = before
+    if not seen:
+        raise ValueError(f"explain: {getattr(function, '__name__', function)!r} called no alphakernels op")
+    return seen[0]

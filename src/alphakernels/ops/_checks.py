@@ -1,0 +1,41 @@
+"""Argument checks and autocast, shared by the public functions. Messages read `<op>: <what> must be <expected>, got <actual>`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def require(condition: bool, op: str, what: str, expected: str, actual: object, error: type[Exception] = ValueError) -> None:
+    """Raises `error` with the one message form of this package unless `condition` holds."""
+    if not condition:
+        raise error(f"{op}: {what} must be {expected}, got {actual}")
+
+
+def require_float(op: str, what: str, x: Tensor) -> None:
+    """A floating-point tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {what} must be a torch.Tensor, got {type(x).__name__}")
+    require(x.is_floating_point(), op, what, "a floating-point tensor", x.dtype, TypeError)
+
+
+def require_rank(op: str, what: str, x: Tensor, rank: int, shape: str) -> None:
+    """A tensor of `rank` dimensions."""
+    require(x.dim() == rank, op, what, f"of shape {shape}", list(x.shape))
+
+
+def require_like(op: str, what: str, x: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> None:
+    """A tensor of `like`'s device and dtype and of this shape, or None."""
+    if x is None:
+        return
+    require(x.device == like.device, op, what, f"on {like.device}", x.device)
+    require(x.dtype == like.dtype, op, what, f"of dtype {like.dtype}", x.dtype, TypeError)
+    require(tuple(x.shape) == shape, op, what, f"of shape {list(shape)}", list(x.shape))
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast these ops compute in float32, as torch's softmax and norms do: half-precision tensors are raised to it."""
+    first = next(t for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    return tuple(t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors)

@@ -1,0 +1,155 @@
+"""The one torch.library namespace: how an op is defined, and which kernels exist for it.
+
+An op is a schema, a fake implementation, an autograd formula and up to three kernels: C++ registered for the CPU key by
+the compiled library, CUDA C++ by its CUDA twin, and Triton, registered here for the CUDA key and imported only when it runs.
+The PyTorch reference never passes through the dispatcher.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+NAMESPACE = "alphakernels"
+# Triton's kernels on CPU tensors, through its interpreter (TRITON_INTERPRET=1): the same definitions in a namespace of
+# their own, because the CPU key of the first belongs to the C++ kernels.
+INTERPRETED = "alphakernels_interpreted"
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Autograd of an op: `setup_context(ctx, inputs, output)` and `backward(ctx, ops, *grads)`, where `ops` is the
+    namespace whose kernels run the backward op."""
+
+    setup_context: Callable
+    backward: Callable
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator of the torch.library namespace; `define` makes it."""
+
+    name: str
+    schema: str
+    fake: Callable
+    formula: Formula | None
+    triton: str | None  # module of the Triton kernels; the host function has the op's name
+    cpp_dtypes: frozenset[torch.dtype]
+    triton_dtypes: frozenset[torch.dtype]
+
+    def call(self, kernel: str, device: str):
+        """The torch op that runs `kernel` on `device`."""
+        namespace = INTERPRETED if kernel == "triton" and device == "cpu" else NAMESPACE
+        return getattr(getattr(torch.ops, namespace), self.name)
+
+
+OPS: dict[str, Op] = {}
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable,
+    formula: Formula | None = None,
+    triton: str | None = None,
+    cpp_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
+    triton_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16),
+) -> Op:
+    """Defines `alphakernels::name` with its fake implementation, its autograd and its Triton kernel."""
+    op = Op(name, schema, fake, formula, triton, frozenset(cpp_dtypes), frozenset(triton_dtypes))
+    OPS[name] = op
+    _register(op, NAMESPACE, triton_key="CUDA")
+    return op
+
+
+def _register(op: Op, namespace: str, triton_key: str) -> None:
+    qualified = f"{namespace}::{op.name}"
+    torch.library.define(qualified, op.schema)
+    torch.library.register_fake(qualified, op.fake)
+    if op.formula is not None:
+        ops = getattr(torch.ops, namespace)
+        torch.library.register_autograd(
+            qualified,
+            lambda ctx, *grads: op.formula.backward(ctx, ops, *grads),
+            setup_context=lambda ctx, inputs, output: op.formula.setup_context(ctx, inputs, output),
+        )
+    if op.triton is not None:
+        torch.library.impl(qualified, triton_key)(lambda *args: triton_function(op)(*args))
+
+
+@cache
+def triton_function(op: Op) -> Callable:
+    """The host function of an op's Triton kernel; this is where triton is first imported."""
+    return getattr(importlib.import_module(op.triton), op.name)
+
+
+@cache
+def ensure_interpreted() -> None:
+    """Registers the Triton kernels for CPU tensors, as Triton's interpreter runs them."""
+    for op in OPS.values():
+        if op.triton is not None:
+            _register(op, INTERPRETED, triton_key="CPU")
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter is on."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def has_triton() -> bool:
+    """Whether triton is installed, found out without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The compiled library: loaded, or the reason why not."""
+
+    path: Path | None
+    isa: str | None
+    problem: str | None
+
+
+@cache
+def compiled() -> Compiled:
+    """Loads the compiled library once. Where that fails, one warning says so and the reference runs."""
+    paths = sorted(p for suffix in ("so", "pyd", "dylib") for p in PACKAGE.glob(f"_C.*{suffix}"))
+    if not paths:
+        problem = (
+            "the compiled library was not built (no compiler at install time, or ALPHAKERNELS_BUILD=none); "
+            "`pip install --no-build-isolation -v` of the source shows the compiler's messages"
+        )
+        return _without_library(None, problem)
+    try:
+        torch.ops.load_library(str(paths[0]))
+        query = ctypes.CDLL(str(paths[0])).alphakernels_isa
+        query.restype = ctypes.c_char_p
+        cuda = sorted(PACKAGE.glob("_C_cuda.*so"))
+        if cuda and torch.version.cuda is not None:
+            torch.ops.load_library(str(cuda[0]))
+        return Compiled(paths[0], query().decode(), None)
+    except (OSError, AttributeError) as error:
+        return _without_library(paths[0], f"the compiled library {paths[0].name} cannot be loaded: {error}")
+
+
+def _without_library(path: Path | None, problem: str) -> Compiled:
+    warnings.warn(f"alphakernels runs on its PyTorch reference: {problem}", RuntimeWarning, stacklevel=2)
+    return Compiled(path, None, problem)
+
+
+@cache
+def has_cpp(name: str) -> bool:
+    """Whether the loaded library holds a CPU kernel for the op."""
+    return compiled().problem is None and torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU")

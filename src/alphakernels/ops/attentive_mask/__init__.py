@@ -1,0 +1,3 @@
+from .op import attentive_mask
+
+__all__ = ["attentive_mask"]

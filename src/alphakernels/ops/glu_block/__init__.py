@@ -1,0 +1,3 @@
+from .op import glu_block
+
+__all__ = ["glu_block"]

@@ -1,0 +1,3 @@
+from .op import sparsemax
+
+__all__ = ["sparsemax"]
