@@ -91,11 +91,12 @@ def extensions():
     if BUILD == "none":
         return []
     sources = [str(p) for folder in ("common", "cpu", "bindings") for p in sorted((CSRC / folder).glob("*.cpp"))]
-    found = [Extension("alphakernels._C", sources, language="c++", py_limited_api=True, optional=True)]
+    common = dict(language="c++", py_limited_api=True, optional=True, depends=[str(p) for p in CSRC.rglob("*.h")])
+    found = [Extension("alphakernels._C", sources, **common)]
     cuda = [str(p) for p in sorted((CSRC / "cuda").glob("*.cu"))]
     torch_has_cuda = TORCH is not None and any((TORCH / "lib").glob("*torch_cuda*"))
     if cuda and (BUILD == "cuda" or (BUILD == "auto" and shutil.which("nvcc") and torch_has_cuda)):
-        found.append(Extension("alphakernels._C_cuda", cuda, language="c++", py_limited_api=True, optional=True))
+        found.append(Extension("alphakernels._C_cuda", cuda, **common))
     return found
 
 

@@ -24,7 +24,7 @@ struct Chunks {
   int64_t begin(int64_t chunk) const { return chunk * size; }
   int64_t end(int64_t chunk) const { return chunk + 1 == count ? rows : (chunk + 1) * size; }
 
-  static constexpr int64_t kBlock = 64;
+  static constexpr int64_t kBlock = 32;
   int64_t blocks_per_chunk() const {
     const int64_t last = end(count - 1) - begin(count - 1);
     return ((last > size ? last : size) + kBlock - 1) / kBlock;

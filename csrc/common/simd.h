@@ -20,12 +20,12 @@ constexpr int kRegisterBytes = 32;
 constexpr int kRegisterBytes = 16;
 #endif
 
-template <class T>
-struct VecOf {
-  typedef T type __attribute__((vector_size(kRegisterBytes)));
+template <class T, int bytes>
+struct Register {
+  typedef T type __attribute__((vector_size(bytes)));
 };
 template <class T>
-using Vec = typename VecOf<T>::type;
+using Vec = typename Register<T, kRegisterBytes>::type;
 
 template <class T>
 constexpr int64_t kLanes = kRegisterBytes / static_cast<int64_t>(sizeof(T));
@@ -60,23 +60,67 @@ inline P minimum(P a, P b) {
   return a < b ? a : b;
 }
 
-// A tree over the lanes, the same for every call, so that sums are reproducible.
+// Folds a vector in halves down to one lane: the same tree for every call, so that sums are reproducible.
+template <class T, int bytes, class Join>
+inline T fold_lanes(typename Register<T, bytes>::type v, const Join& join) {
+  if constexpr (bytes == 16) {
+    T a[16 / sizeof(T)];
+    std::memcpy(a, &v, 16);
+    if constexpr (sizeof(T) == 4) return join(join(a[0], a[2]), join(a[1], a[3]));
+    return join(a[0], a[1]);
+  } else {
+    typename Register<T, bytes / 2>::type low, high;
+    std::memcpy(&low, &v, bytes / 2);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + bytes / 2, bytes / 2);
+    return fold_lanes<T, bytes / 2>(join(low, high), join);
+  }
+}
+
+struct Add {
+  template <class P>
+  P operator()(P a, P b) const {
+    return a + b;
+  }
+};
+struct Max {
+  template <class P>
+  P operator()(P a, P b) const {
+    return a > b ? a : b;
+  }
+};
+
 template <class T>
 inline T sum_lanes(Vec<T> v) {
-  T a[kLanes<T>];
-  std::memcpy(a, &v, sizeof(v));
-  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) a[i] += a[i + half];
-  return a[0];
+  return fold_lanes<T, kRegisterBytes>(v, Add{});
 }
 
 template <class T>
 inline T max_lanes(Vec<T> v) {
-  T a[kLanes<T>];
-  std::memcpy(a, &v, sizeof(v));
-  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
-  return a[0];
+  return fold_lanes<T, kRegisterBytes>(v, Max{});
+}
+
+// v with only its last `keep` lanes, the others zero.
+template <class T>
+inline Vec<T> keep_last(Vec<T> v, int64_t keep) {
+  Vec<T> lane;
+  for (int64_t i = 0; i < kLanes<T>; ++i) lane[i] = static_cast<T>(i);
+  return lane >= static_cast<T>(kLanes<T> - keep) ? v : Vec<T>{};
+}
+
+// The sum of f(Pack{}, column) over columns [0, n), each taken once. Sums shorter than a register go one by one.
+template <class T, class F>
+inline T sum_packs(int64_t n, const F& f) {
+  constexpr int64_t lanes = kLanes<T>;
+  if (n < lanes) {
+    T total = 0;
+    for (int64_t j = 0; j < n; ++j) total += f(T{}, j);
+    return total;
+  }
+  Vec<T> total = {};
+  int64_t j = 0;
+  for (; j + lanes <= n; j += lanes) total += f(Vec<T>{}, j);
+  if (j < n) total += keep_last<T>(f(Vec<T>{}, n - lanes), n - j);
+  return sum_lanes<T>(total);
 }
 
 // Calls f(Pack{}, column) so that columns [0, n) are covered by packs; the last pack overlaps the one before it instead
@@ -91,6 +135,14 @@ inline void for_each_pack(int64_t n, const F& f) {
   int64_t j = 0;
   for (; j + lanes <= n; j += lanes) f(Vec<T>{}, j);
   if (j < n) f(Vec<T>{}, n - lanes);
+}
+
+// Calls f(Pack{}, column) with every column in exactly one pack, the last few as single elements: for sums held in memory.
+template <class T, class F>
+inline void each_column_once(int64_t n, const F& f) {
+  int64_t j = 0;
+  for (; j + kLanes<T> <= n; j += kLanes<T>) f(Vec<T>{}, j);
+  for (; j < n; ++j) f(T{}, j);
 }
 
 template <class T>
@@ -112,6 +164,16 @@ struct Bits<double> {
   static constexpr double round_magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double ln2_hi = 6.93145751953125e-1, ln2_lo = 1.42860682030941723212e-6;
   static constexpr double exp_limit = 708.0;
+};
+
+// The integers behind a pack of floats, lane by lane.
+template <class P, class T>
+struct IntPack {
+  typedef typename Bits<T>::Int type __attribute__((vector_size(sizeof(P))));
+};
+template <class T>
+struct IntPack<T, T> {
+  using type = typename Bits<T>::Int;
 };
 
 // 1/k! from the highest power down.
@@ -136,7 +198,6 @@ struct Series<double> {
 template <class P, class T>
 inline P exp(P x) {
   using B = Bits<T>;
-  using Int = typename B::Int;
   x = maximum<P>(splat<P, T>(-B::exp_limit), minimum<P>(splat<P, T>(B::exp_limit), x));
   const P shifted = x * static_cast<T>(1.4426950408889634) + B::round_magic;
   const P k = shifted - B::round_magic;
@@ -145,27 +206,43 @@ inline P exp(P x) {
 #pragma GCC unroll 16
   for (int i = 1; i < Series<T>::length; ++i) p = p * r + Series<T>::coefficients[i];
   // The low mantissa bits of `shifted` hold the integer k.
-  if constexpr (sizeof(P) == sizeof(T)) {
-    Int bits;
-    std::memcpy(&bits, &shifted, sizeof(T));
-    Int magic;
-    const T m = B::round_magic;
-    std::memcpy(&magic, &m, sizeof(T));
-    const Int power = (bits - magic + B::bias) << B::mantissa;
-    T two_k;
-    std::memcpy(&two_k, &power, sizeof(T));
-    return p * two_k;
-  } else {
-    typedef Int IntVec __attribute__((vector_size(sizeof(P))));
-    IntVec bits, magic;
-    std::memcpy(&bits, &shifted, sizeof(P));
-    const P m = splat<P, T>(B::round_magic);
-    std::memcpy(&magic, &m, sizeof(P));
-    const IntVec power = (bits - magic + B::bias) << B::mantissa;
-    P two_k;
-    std::memcpy(&two_k, &power, sizeof(P));
-    return p * two_k;
-  }
+  using I = typename IntPack<P, T>::type;
+  I bits;
+  std::memcpy(&bits, &shifted, sizeof(P));
+  const T magic = B::round_magic;
+  typename B::Int magic_bits;
+  std::memcpy(&magic_bits, &magic, sizeof(T));
+  const I power = (bits - magic_bits + B::bias) << B::mantissa;
+  P two_k;
+  std::memcpy(&two_k, &power, sizeof(P));
+  return p * two_k;
+}
+
+// log(x) for normal x > 0: x = m 2^k with m in [sqrt(1/2), sqrt(2)), log m = 2 artanh((m - 1) / (m + 1)) by its series.
+template <class P, class T>
+inline P log(P x) {
+  using B = Bits<T>;
+  using I = typename IntPack<P, T>::type;
+  I bits;
+  std::memcpy(&bits, &x, sizeof(P));
+  const T root = static_cast<T>(0.70710678118654752);
+  typename B::Int root_bits;
+  std::memcpy(&root_bits, &root, sizeof(T));
+  const I k = (bits - root_bits) >> B::mantissa;
+  const I mantissa = bits - (k << B::mantissa);
+  P m, exponent;
+  std::memcpy(&m, &mantissa, sizeof(P));
+  if constexpr (sizeof(P) == sizeof(T))
+    exponent = static_cast<T>(k);
+  else
+    exponent = __builtin_convertvector(k, P);
+  const P s = (m - static_cast<T>(1)) / (m + static_cast<T>(1)), s2 = s * s;
+  constexpr int terms = sizeof(T) == 4 ? 6 : 12;
+  P p = splat<P, T>(static_cast<T>(1) / (2 * terms + 1));
+#pragma GCC unroll 16
+  for (int i = terms - 1; i > 0; --i) p = p * s2 + static_cast<T>(1) / static_cast<T>(2 * i + 1);
+  const P tail = s2 * p;  // artanh(s) = s + s * tail
+  return exponent * B::ln2_hi + (2 * s + (2 * s * tail + exponent * B::ln2_lo));
 }
 
 template <class P, class T>

@@ -5,29 +5,37 @@
 #include "sparsemax_row.h"
 
 namespace ak::AK_ISA {
+namespace {
+
+// sum of -m * log(m + eps).
+template <class T>
+T row_entropy(const T* m, int64_t n, T eps) {
+  return -sum_packs<T>(n, [&](auto pack, int64_t j) {
+    using P = decltype(pack);
+    const P p = load<P>(m + j);
+    return static_cast<P>(p * log<P, T>(p + eps));
+  });
+}
+
+}  // namespace
 
 template <class T>
 void attentive_mask(const T* logits, const T* prior, T* mask, T* entropy, T* new_prior, int64_t rows, int64_t n, T relax,
                     T eps) {
   parallel_for(rows, 16384 / n, [&](int64_t begin, int64_t end) {
-    T* z = new T[padded<T>(n)];
+    sparsemax_range<T>(
+        begin, end, n,
+        [&](int64_t i, auto pack, int64_t j) {
+          using P = decltype(pack);
+          return static_cast<P>(load<P>(logits + i * n + j) * load<P>(prior + i * n + j));
+        },
+        [&](int64_t i, auto, int64_t j, auto m) { store(mask + i * n + j, m); });
     for (int64_t i = begin; i < end; ++i) {
-      const T *a = logits + i * n, *q = prior + i * n;
-      T* m = mask + i * n;
-      const bool ok = sparsemax_row<T>(
-          n, z,
-          [&](auto pack, int64_t j) { return load<decltype(pack)>(a + j) * load<decltype(pack)>(q + j); },
-          [&](auto pack, int64_t j, auto v) { store(m + j, v); (void)pack; });
-      if (!ok)
-        for (int64_t j = 0; j < n; ++j) m[j] = std::numeric_limits<T>::quiet_NaN();
-      T h = 0;
-      for (int64_t j = 0; j < n; ++j)
-        if (m[j] != 0) h -= m[j] * std::log(m[j] + eps);  // the support is small: few logarithms are taken
-      entropy[i] = h;
+      const T *m = mask + i * n, *q = prior + i * n;
+      entropy[i] = row_entropy(m, n, eps);
       if (new_prior != nullptr)
         for (int64_t j = 0; j < n; ++j) new_prior[i * n + j] = q[j] * (relax - m[j]);
     }
-    delete[] z;
   });
 }
 
@@ -43,8 +51,11 @@ void attentive_mask_backward(const T* grad_mask, const T* grad_entropy, const T*
       std::memcpy(g, gm, static_cast<size_t>(n) * sizeof(T));
       const T ge = grad_entropy[i];
       if (ge != 0)
-        for (int64_t j = 0; j < n; ++j)
-          if (m[j] != 0) g[j] -= ge * (std::log(m[j] + eps) + m[j] / (m[j] + eps));
+        for_each_pack<T>(n, [&](auto pack, int64_t j) {
+          using P = decltype(pack);
+          const P p = load<P>(m + j);
+          store(g + j, static_cast<P>(load<P>(gm + j) - ge * (log<P, T>(p + eps) + p / (p + eps))));
+        });
       if (grad_new_prior != nullptr)
         for (int64_t j = 0; j < n; ++j) g[j] -= grad_new_prior[i * n + j] * q[j];
       sparsemax_backward_row<T>(

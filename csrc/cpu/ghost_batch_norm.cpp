@@ -12,20 +12,17 @@ void ghost_batch_norm(const T* x, T* y, int64_t n, const Chunks& chunks, bool tr
                      state.rstd, state.new_running_mean, state.new_running_var);
   else
     running_statistics(in.running_mean, in.running_var, in.linear_bias, n, in.eps, state.mean, state.rstd);
+  T* table = affine_of<T>(n, chunks.count, state.mean, state.rstd, in.weight, in.bias);
   parallel_for(chunks.blocks(), 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
-      const int64_t chunk = chunks.chunk_of_block(block);
-      const T *mean = state.mean + chunk * n, *rstd = state.rstd + chunk * n;
+      const Affine<T> v = affine_at(table, n, chunks.chunk_of_block(block));
       for (int64_t i = chunks.block_begin(block); i < chunks.block_end(block); ++i)
         for_each_pack<T>(n, [&](auto pack, int64_t j) {
-          using P = decltype(pack);
-          P v = (load<P>(x + i * n + j) - load<P>(mean + j)) * load<P>(rstd + j);
-          if (in.weight != nullptr) v *= load<P>(in.weight + j);
-          if (in.bias != nullptr) v += load<P>(in.bias + j);
-          store(y + i * n + j, v);
+          store(y + i * n + j, v.template operator()<decltype(pack)>(x + i * n, j));
         });
     }
   });
+  delete[] table;
 }
 
 template <class T>
@@ -34,17 +31,12 @@ void ghost_batch_norm_backward(const T* grad, const T* x, const T* weight, const
   T* sums = new T[static_cast<size_t>(chunks.count * 2 * n)];
   gradient_sums<T>(n, chunks, sums, [&](int64_t i, int64_t chunk, T* s1, T* s2) {
     const T *g = grad + i * n, *row = x + i * n, *m = mean + chunk * n, *r = rstd + chunk * n;
-    int64_t j = 0;
-    for (; j + kLanes<T> <= n; j += kLanes<T>) {
-      using V = Vec<T>;
-      const V dy = load<V>(g + j), xhat = (load<V>(row + j) - load<V>(m + j)) * load<V>(r + j);
-      store(s1 + j, load<V>(s1 + j) + dy);
-      store(s2 + j, load<V>(s2 + j) + dy * xhat);
-    }
-    for (; j < n; ++j) {
-      s1[j] += g[j];
-      s2[j] += g[j] * ((row[j] - m[j]) * r[j]);
-    }
+    each_column_once<T>(n, [&](auto pack, int64_t j) {
+      using P = decltype(pack);
+      const P dy = load<P>(g + j), xhat = (load<P>(row + j) - load<P>(m + j)) * load<P>(r + j);
+      store(s1 + j, static_cast<P>(load<P>(s1 + j) + dy));
+      store(s2 + j, static_cast<P>(load<P>(s2 + j) + dy * xhat));
+    });
   });
   parallel_for(chunks.blocks(), 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {

@@ -1,6 +1,10 @@
 // Column statistics of ghost batches, shared by ghost_batch_norm and glu_block: mean and reciprocal deviation of every
-// chunk, and the running statistics after all of them. Blocks of rows are summed in T around their own first row, and joined
-// in float64 in a fixed order: accurate however large the mean, and the same for any number of threads.
+// chunk, and the running statistics after all of them.
+//
+// One pass: each block of 32 rows sums d and d^2, where d is the distance from the block's own first row. That row being one of
+// the block, its squared distance from the block's mean is at most the block's own sum of squares, so taking the mean's part off
+// can amplify rounding by 33 at the very worst, and by 2 as a rule, however large the mean. Blocks are joined in float64 in a
+// fixed order: the result is the same for any number of threads.
 #pragma once
 
 #include "../common/chunks.h"
@@ -14,6 +18,26 @@ struct RunningUpdate {
   double momentum, eps;
 };
 
+constexpr int64_t kRowsTogether = 4;
+
+// Adds rows x, x + n, ... to the sums: a few together, so that the sums are loaded and stored once for all of them.
+template <int rows, class T>
+inline void add_rows(const T* x, const T* origin, int64_t n, T* s1, T* s2) {
+  const auto add = [&](auto pack, int64_t j) {
+    using P = decltype(pack);
+    const P o = load<P>(origin + j);
+    P a = load<P>(s1 + j), b = load<P>(s2 + j);
+    for (int r = 0; r < rows; ++r) {
+      const P d = load<P>(x + r * n + j) - o;
+      a += d;
+      b += d * d;
+    }
+    store(s1 + j, a);
+    store(s2 + j, b);
+  };
+  each_column_once<T>(n, add);
+}
+
 // x: [rows, n]; mean, rstd: [chunks, n]. running_* and linear_bias may be null; new_running_* are written when running_*
 // are given. linear_bias is that of the linear layer before, left out of x because the norm cancels it.
 template <class T>
@@ -21,74 +45,64 @@ void ghost_statistics(const T* x, int64_t n, const Chunks& chunks, RunningUpdate
                       const T* running_var, const T* linear_bias, T* mean, T* rstd, T* new_running_mean,
                       T* new_running_var) {
   const int64_t blocks = chunks.blocks();
-  T* partial = new T[static_cast<size_t>(blocks * 2 * n)];  // [blocks, {mean, m2}, n]
+  T* partial = new T[static_cast<size_t>(blocks * 2 * n)];  // [blocks, {sum d, sum d^2}, n]
   parallel_for(blocks, 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = chunks.block_begin(block), end = chunks.block_end(block);
-      if (begin >= end) continue;
-      const T scale = static_cast<T>(1) / static_cast<T>(end - begin);
-      T *m = partial + block * 2 * n, *m2 = m + n;
       const T* origin = x + begin * n;
-      for (int64_t j = 0; j < 2 * n; ++j) m[j] = 0;
-      for (int64_t i = begin + 1; i < end; ++i) {
-        const T* row = x + i * n;
-        int64_t j = 0;
-        for (; j + kLanes<T> <= n; j += kLanes<T>) {
-          using V = Vec<T>;
-          store(m + j, load<V>(m + j) + (load<V>(row + j) - load<V>(origin + j)));
-        }
-        for (; j < n; ++j) m[j] += row[j] - origin[j];
-      }
-      for (int64_t j = 0; j < n; ++j) m[j] *= scale;  // the mean, from the origin
-      for (int64_t i = begin; i < end; ++i) {
-        const T* row = x + i * n;
-        int64_t j = 0;
-        for (; j + kLanes<T> <= n; j += kLanes<T>) {
-          using V = Vec<T>;
-          const V d = (load<V>(row + j) - load<V>(origin + j)) - load<V>(m + j);
-          store(m2 + j, load<V>(m2 + j) + d * d);
-        }
-        for (; j < n; ++j) {
-          const T d = (row[j] - origin[j]) - m[j];
-          m2[j] += d * d;
-        }
-      }
+      T *s1 = partial + block * 2 * n, *s2 = s1 + n;
+      for (int64_t j = 0; j < 2 * n; ++j) s1[j] = 0;
+      int64_t i = begin + 1;
+      for (; i + kRowsTogether <= end; i += kRowsTogether) add_rows<kRowsTogether>(x + i * n, origin, n, s1, s2);
+      for (; i < end; ++i) add_rows<1>(x + i * n, origin, n, s1, s2);
     }
   });
 
   const int64_t per_chunk = chunks.blocks_per_chunk();
   parallel_for(n, 64, [&](int64_t first, int64_t last) {
-    for (int64_t j = first; j < last; ++j) {
-      double run_mean = running_mean != nullptr ? running_mean[j] : 0, run_var = running_var != nullptr ? running_var[j] : 0;
-      for (int64_t c = 0; c < chunks.count; ++c) {
-        const double rows = static_cast<double>(chunks.end(c) - chunks.begin(c));
-        // Means from the chunk's first row: the differences are small even where the mean is huge.
-        const double origin = x[chunks.begin(c) * n + j];
-        double total = 0;
-        for (int64_t b = c * per_chunk; b < (c + 1) * per_chunk; ++b) {
-          const int64_t begin = chunks.block_begin(b), end = chunks.block_end(b);
-          if (begin >= end) break;
-          total += static_cast<double>(end - begin) * (partial[b * 2 * n + j] + (x[begin * n + j] - origin));
-        }
-        const double centre = total / rows;
-        double m2 = 0;
-        for (int64_t b = c * per_chunk; b < (c + 1) * per_chunk; ++b) {
-          const int64_t begin = chunks.block_begin(b), end = chunks.block_end(b);
-          if (begin >= end) break;
-          const double d = partial[b * 2 * n + j] + (x[begin * n + j] - origin) - centre;
-          m2 += partial[(b * 2 + 1) * n + j] + static_cast<double>(end - begin) * d * d;
-        }
-        const double mu = origin + centre;
-        mean[c * n + j] = static_cast<T>(mu);
-        rstd[c * n + j] = static_cast<T>(1.0 / std::sqrt(m2 / rows + update.eps));
-        run_mean += update.momentum * (mu + (linear_bias != nullptr ? linear_bias[j] : 0) - run_mean);
-        run_var += update.momentum * (m2 / (rows - 1) - run_var);
+    const int64_t width = last - first;
+    double* work = new double[static_cast<size_t>(4 * width)];
+    double *centre = work, *m2 = work + width, *run_mean = work + 2 * width, *run_var = work + 3 * width;
+    for (int64_t k = 0; k < width; ++k) {
+      run_mean[k] = running_mean != nullptr ? running_mean[first + k] : 0;
+      run_var[k] = running_var != nullptr ? running_var[first + k] : 0;
+    }
+    for (int64_t c = 0; c < chunks.count; ++c) {
+      const double rows = static_cast<double>(chunks.end(c) - chunks.begin(c));
+      const T* origin = x + chunks.begin(c) * n + first;  // means from the chunk's first row: small even where the mean is huge
+      for (int64_t k = 0; k < 2 * width; ++k) work[k] = 0;
+      // A block's mean, from the chunk's first row.
+      const auto block_mean = [&](int64_t b, int64_t k, double size) {
+        return partial[b * 2 * n + first + k] / size +
+               (static_cast<double>(x[chunks.block_begin(b) * n + first + k]) - static_cast<double>(origin[k]));
+      };
+      for (int64_t b = c * per_chunk; b < (c + 1) * per_chunk && chunks.block_begin(b) < chunks.end(c); ++b) {
+        const double size = static_cast<double>(chunks.block_end(b) - chunks.block_begin(b));
+        for (int64_t k = 0; k < width; ++k) centre[k] += size / rows * block_mean(b, k, size);
       }
-      if (running_mean != nullptr) {
-        new_running_mean[j] = static_cast<T>(run_mean);
-        new_running_var[j] = static_cast<T>(run_var);
+      for (int64_t b = c * per_chunk; b < (c + 1) * per_chunk && chunks.block_begin(b) < chunks.end(c); ++b) {
+        const double size = static_cast<double>(chunks.block_end(b) - chunks.block_begin(b));
+        const T *s1 = partial + b * 2 * n + first, *s2 = s1 + n;
+        for (int64_t k = 0; k < width; ++k) {
+          const double sum = s1[k], within = s2[k] - sum * sum / size, d = block_mean(b, k, size) - centre[k];
+          m2[k] += (within > 0 ? within : 0 * within) + size * d * d;
+        }
+      }
+      for (int64_t k = 0; k < width; ++k) {
+        const int64_t j = first + k;
+        const double mu = static_cast<double>(origin[k]) + centre[k];
+        mean[c * n + j] = static_cast<T>(mu);
+        rstd[c * n + j] = static_cast<T>(1.0 / std::sqrt(m2[k] / rows + update.eps));
+        run_mean[k] += update.momentum * (mu + (linear_bias != nullptr ? linear_bias[j] : 0) - run_mean[k]);
+        run_var[k] += update.momentum * (m2[k] / (rows - 1) - run_var[k]);
       }
     }
+    if (running_mean != nullptr)
+      for (int64_t k = 0; k < width; ++k) {
+        new_running_mean[first + k] = static_cast<T>(run_mean[k]);
+        new_running_var[first + k] = static_cast<T>(run_var[k]);
+      }
+    delete[] work;
   });
   delete[] partial;
 }
@@ -101,6 +115,37 @@ void running_statistics(const T* running_mean, const T* running_var, const T* li
     mean[j] = running_mean[j] - (linear_bias != nullptr ? linear_bias[j] : 0);
     rstd[j] = static_cast<T>(1.0 / std::sqrt(static_cast<double>(running_var[j]) + eps));
   }
+}
+
+// v = (u - mean) * a + b column by column, where a and b carry the whole norm of a chunk: [2h] each. The mean is taken off first, so
+// that a large mean costs no digits.
+template <class T>
+struct Affine {
+  const T *mean, *a, *b;
+  template <class P>
+  P operator()(const T* u, int64_t j) const {
+    return (load<P>(u + j) - load<P>(mean + j)) * load<P>(a + j) + load<P>(b + j);
+  }
+};
+
+// mean, a = rstd * weight and b = bias of every chunk, [chunks, 3, n]; identity without a norm.
+template <class T>
+T* affine_of(int64_t n, int64_t chunks, const T* mean, const T* rstd, const T* weight, const T* bias) {
+  T* table = new T[static_cast<size_t>(chunks * 3 * n)];
+  for (int64_t c = 0; c < chunks; ++c)
+    for (int64_t j = 0; j < n; ++j) {
+      T* t = table + c * 3 * n + j;
+      t[0] = mean != nullptr ? mean[c * n + j] : 0;
+      t[n] = (rstd != nullptr ? rstd[c * n + j] : 1) * (weight != nullptr ? weight[j] : 1);
+      t[2 * n] = bias != nullptr ? bias[j] : 0;
+    }
+  return table;
+}
+
+template <class T>
+Affine<T> affine_at(const T* table, int64_t n, int64_t chunk) {
+  const T* t = table + chunk * 3 * n;
+  return {t, t + n, t + 2 * n};
 }
 
 // The two column sums every normalisation gradient needs, over each chunk: of dy, and of dy * xhat. `accumulate(i, chunk, s1, s2)`

@@ -9,17 +9,9 @@ namespace ak::AK_ISA {
 template <class T>
 void sparsemax(const T* x, T* mask, int64_t rows, int64_t n) {
   parallel_for(rows, 16384 / n, [&](int64_t begin, int64_t end) {
-    T* z = new T[padded<T>(n)];
-    for (int64_t i = begin; i < end; ++i) {
-      const T* row = x + i * n;
-      T* out = mask + i * n;
-      const bool ok = sparsemax_row<T>(
-          n, z, [&](auto pack, int64_t j) { return load<decltype(pack)>(row + j); },
-          [&](auto pack, int64_t j, auto m) { store(out + j, m); (void)pack; });
-      if (!ok)
-        for (int64_t j = 0; j < n; ++j) out[j] = std::numeric_limits<T>::quiet_NaN();
-    }
-    delete[] z;
+    sparsemax_range<T>(
+        begin, end, n, [&](int64_t i, auto pack, int64_t j) { return load<decltype(pack)>(x + i * n + j); },
+        [&](int64_t i, auto, int64_t j, auto m) { store(mask + i * n + j, m); });
   });
 }
 
@@ -31,7 +23,7 @@ void sparsemax_backward(const T* grad, const T* mask, T* dx, int64_t rows, int64
       T* d = dx + i * n;
       sparsemax_backward_row<T>(
           n, mask + i * n, [&](auto pack, int64_t j) { return load<decltype(pack)>(g + j); },
-          [&](auto pack, int64_t j, auto v) { store(d + j, v); (void)pack; });
+          [&](auto, int64_t j, auto v) { store(d + j, v); });
     }
   });
 }

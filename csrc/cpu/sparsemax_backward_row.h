@@ -10,22 +10,17 @@ namespace {
 // A NaN in the mask is a row without a meaning: it stays NaN.
 template <class T, class Gradient, class Emit>
 inline void sparsemax_backward_row(int64_t n, const T* mask, const Gradient& gradient, const Emit& emit) {
-  using V = Vec<T>;
-  constexpr int64_t lanes = kLanes<T>;
-  V inside = V{}, count = V{};
-  int64_t j = 0;
-  for (; j + lanes <= n; j += lanes) {
-    const V m = load<V>(mask + j);
-    inside += m != V{} ? gradient(V{}, j) : V{};
-    count += m != V{} ? splat<V>(static_cast<T>(1)) + (m - m) : V{};  // m - m is 0, or NaN for a NaN
-  }
-  T sum = sum_lanes<T>(inside), size = sum_lanes<T>(count);
-  for (; j < n; ++j)
-    if (mask[j] != 0) {
-      sum += gradient(T{}, j);
-      size += static_cast<T>(1) + (mask[j] - mask[j]);
-    }
-  const T mean = sum / (size > 0 || size != size ? size : static_cast<T>(1));
+  // m - m is 0, or NaN for a NaN.
+  const T sum = sum_packs<T>(n, [&](auto pack, int64_t j) {
+    using P = decltype(pack);
+    const P m = load<P>(mask + j);
+    return m != P{} ? static_cast<P>(gradient(pack, j) + (m - m)) : P{};
+  });
+  const T size = sum_packs<T>(n, [&](auto pack, int64_t j) {
+    using P = decltype(pack);
+    return load<P>(mask + j) != P{} ? splat<P>(static_cast<T>(1)) : P{};
+  });
+  const T mean = sum / maximum<T>(size, static_cast<T>(1));
   for_each_pack<T>(n, [&](auto pack, int64_t k) {
     using P = decltype(pack);
     emit(pack, k, load<P>(mask + k) != P{} ? gradient(pack, k) - mean : P{});

@@ -58,6 +58,8 @@ def ghost_batch_norm(
         if running_mean is None:
             new_mean = new_var = x.new_empty(0, dtype=statistics_dtype)
         y, mean, rstd = torch.cat(normalised), torch.stack(means), torch.stack(rstds)
+        if linear_bias is not None:
+            y = y + 0 * linear_bias  # the norm cancels it: part of the graph, with a gradient of exactly zero
     if weight is not None:
         y = y * weight
     if bias is not None:
