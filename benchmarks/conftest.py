@@ -1,0 +1,179 @@
+"""How the benchmarks measure and report.
+
+A row is one piece of work done by alphakernels and by its peers on the same inputs, in one run: the contenders take turns,
+round after round, so that whatever else the machine does falls on all of them alike, and medians are compared. pytest-benchmark
+keeps our own times for regression runs; the ratios to the peers and to the floor are printed at the end and written to
+benchmarks/results.json.
+
+The floor of a row is max(FLOPs / measured GEMM rate, bytes / measured copy rate), both measured in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+import alphakernels
+from alphakernels.ops import _library
+
+ROWS: list[Row] = []
+RESULTS = Path(__file__).parent / "results.json"
+
+
+@dataclass
+class Row:
+    """One measured row: medians in milliseconds, ratios of each peer's median to ours."""
+
+    name: str
+    ours_ms: float
+    peers_ms: dict[str, float]
+    targets: dict[str, float] = field(default_factory=dict)  # peer -> ratio to reach
+    floor_ms: float | None = None
+    note: str = ""
+
+    def ratio(self, peer: str) -> float:
+        return self.peers_ms[peer] / self.ours_ms
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--device", default="cpu", help="cpu or cuda")
+    parser.addoption("--bench-threads", type=int, default=2, help="torch threads")
+    parser.addoption("--rounds", type=int, default=15, help="rounds of each row, at least 5")
+
+
+def pytest_configure(config) -> None:
+    torch.set_num_threads(config.getoption("--bench-threads"))
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call; on a GPU by events."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def take_turns(contenders: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each contender; short calls are repeated within a round."""
+    repeats = {}
+    for name, function in contenders.items():
+        for _ in range(3):
+            took = seconds(function, device)
+        repeats[name] = max(1, min(50, int(2e-3 / max(took, 1e-7))))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, function in contenders.items():
+            n = repeats[name]
+            times[name].append(seconds(lambda f=function, n=n: [f() for _ in range(n)], device) / n)
+    return {name: statistics.median(t) * 1e3 for name, t in times.items()}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does at best, measured now: FLOPs a second of a GEMM, bytes a second of a copy (read + write)."""
+
+    gemm: float
+    copy: float
+
+    def floor_ms(self, flops: float, moved: float) -> float:
+        return max(flops / self.gemm, moved / self.copy) * 1e3
+
+
+@pytest.fixture(scope="session")
+def rates(device) -> Rates:
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
+    gemm = take_turns({"gemm": lambda: a @ b}, device, 7)["gemm"]
+    source = torch.randn(32 << 20 if device.type == "cpu" else 1 << 29, device=device)
+    target = torch.empty_like(source)
+    copy = take_turns({"copy": lambda: target.copy_(source)}, device, 7)["copy"]
+    return Rates(2 * n**3 / gemm * 1e3, 2 * source.numel() * 4 / copy * 1e3)
+
+
+@pytest.fixture
+def compare(request, device, rates, benchmark):
+    """compare(name, ours, peers, flops=, moved=, targets=): measures a row, records it, returns it."""
+
+    def run(
+        name: str,
+        ours: Callable[[], object],
+        peers: dict[str, Callable[[], object]],
+        *,
+        flops: float = 0,
+        moved: float = 0,
+        targets: dict[str, float] | None = None,
+        note: str = "",
+    ) -> Row:
+        rounds = max(5, request.config.getoption("--rounds"))
+        medians = take_turns({"alphakernels": ours, **peers}, device, rounds)
+        floor = rates.floor_ms(flops, moved) if flops or moved else None
+        row = Row(name, medians.pop("alphakernels"), medians, targets or {}, floor, note)
+        ROWS.append(row)
+        benchmark.extra_info.update(asdict(row))
+        benchmark.pedantic(ours, rounds=5, iterations=1, warmup_rounds=1)
+        return row
+
+    return run
+
+
+def environment() -> dict:
+    """Machine, versions and commit of a record."""
+    root = Path(__file__).parent.parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "isa": _library.compiled().isa,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "alphakernels": alphakernels.__version__,
+        "commit": commit or None,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not ROWS:
+        return
+    write = terminalreporter.write_line
+    write("")
+    write(f"{'row':44s} {'peer':22s} {'ours ms':>9s} {'peer ms':>9s} {'ratio':>7s} {'target':>7s} {'floor/time':>10s}")
+    for row in ROWS:
+        for i, (peer, ms) in enumerate(row.peers_ms.items()):
+            target = f"{row.targets[peer]:.2f}" if peer in row.targets else ""
+            floor = f"{row.floor_ms / row.ours_ms:.2f}" if row.floor_ms and i == 0 else ""
+            write(f"{row.name:44s} {peer:22s} {row.ours_ms:9.3f} {ms:9.3f} {row.ratio(peer):6.2f}x {target:>7s} {floor:>10s}")
+        if row.note:
+            write(f"    {row.note}")
+    RESULTS.write_text(json.dumps({"environment": environment(), "rows": [asdict(row) for row in ROWS]}, indent=1) + "\n")
+    write(f"written to {RESULTS}")
