@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,22 @@ from .. import ops
 from .ghost_batch_norm import GhostBatchNorm
 
 _HALF_SQRT = math.sqrt(0.5)
+
+
+class _MaskedLinear(torch.autograd.Function):
+    """`(x * mask) @ weight.T`, keeping x and the mask, which live anyway, instead of their product [B, D] for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, mask, weight)
+        return F.linear(x * mask, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, mask, weight = ctx.saved_tensors
+        grad = grad.to(weight.dtype)  # autocast makes the product, and so its gradient, half precision
+        masked = grad @ weight  # [B, D], the gradient of x * mask
+        return (masked * mask).to(x.dtype), (masked * x).to(mask.dtype), grad.t() @ (x * mask).to(weight.dtype)
 
 
 class GLU(nn.Module):
@@ -27,7 +44,8 @@ class GLU(nn.Module):
         fc: a linear layer [inp_dim -> 2 * out_dim] shared with other blocks, or None to make one.
         vbs: virtual batch size.
 
-    Shapes: x [B, inp_dim] -> [B, out_dim]; with `residual` [B, out_dim]: `(residual + glu(x)) * scale`.
+    Shapes: x [B, inp_dim] -> [B, out_dim]; with `residual` [B, out_dim]: `(residual + glu(x)) * scale`; with `mask` [B, inp_dim]:
+    of x * mask.
     """
 
     def __init__(self, inp_dim: int, out_dim: int, fc: nn.Linear | None = None, vbs: int = 1024) -> None:
@@ -36,12 +54,16 @@ class GLU(nn.Module):
         self.bn = GhostBatchNorm(out_dim * 2, vbs=vbs)
         self.od = out_dim
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, scale: float = 1.0, mask: Tensor | None = None
+    ) -> Tensor:
         if not self.training:
             weight, bias = self.bn.fold_into(self.fc)
-            return ops.glu_block(F.linear(x, weight), training=False, linear_bias=bias, residual=residual, scale=scale)
+            u = F.linear(x if mask is None else x * mask, weight)  # [B, 2 * out_dim], without the bias
+            return ops.glu_block(u, training=False, linear_bias=bias, residual=residual, scale=scale)
         self.bn.count_batches(x.shape[0])
-        u = F.linear(x, self.fc.weight)  # [B, 2 * out_dim], without the bias
+        weight = self.fc.weight
+        u = F.linear(x, weight) if mask is None else _MaskedLinear.apply(x, mask, weight)
         norm = self.bn.norm_arguments()
         return ops.glu_block(u, **norm, linear_bias=self.fc.bias, residual=residual, scale=scale)
 
@@ -55,7 +77,7 @@ class FeatureTransformer(nn.Module):
         n_ind: number of GLU blocks of its own.
         vbs: virtual batch size.
 
-    Shapes: x [B, inp_dim] -> [B, out_dim].
+    Shapes: x [B, inp_dim] -> [B, out_dim]; with `mask` [B, inp_dim]: of x * mask.
     """
 
     def __init__(self, inp_dim: int, out_dim: int, shared: nn.ModuleList | None, n_ind: int, vbs: int) -> None:
@@ -76,12 +98,13 @@ class FeatureTransformer(nn.Module):
             self.independ.append(GLU(out_dim, out_dim, vbs=vbs))
         self.scale = _HALF_SQRT
 
-    def forward(self, x: Tensor) -> Tensor:
-        own = list(self.independ)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        blocks = [*(self.shared or ()), *self.independ]
         if self.shared:
-            x = self.shared[0](x)
-            own = list(self.shared[1:]) + own
-        for glu in own:
+            x, blocks = blocks[0](x, mask=mask), blocks[1:]
+        elif mask is not None:
+            x = x * mask
+        for glu in blocks:
             x = glu(x, residual=x, scale=self.scale)
         return x
 
@@ -138,7 +161,7 @@ class DecisionStep(nn.Module):
     def step(self, x: Tensor, a: Tensor, priors: Tensor, update_prior: bool = False):
         """(transformed [B, n_d + n_a], the `ops.attentive_mask` result of the step)."""
         attention = self.atten_tran.attend(a, priors, update_prior)
-        return self.fea_tran(x * attention.mask), attention
+        return self.fea_tran(x, attention.mask), attention
 
     def forward(self, x: Tensor, a: Tensor, priors: Tensor) -> tuple[Tensor, Tensor]:
         transformed, attention = self.step(x, a, priors)

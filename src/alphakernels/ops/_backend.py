@@ -111,11 +111,16 @@ def _choose(op: Op, device: str, dtype: torch.dtype, requested: str) -> Explanat
     return Explanation(op.name, "reference", f"plain PyTorch on {device}, {_name(dtype)}", reasons)
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the search for the library, and need not
+def _kernel(name: str, device: str, dtype: torch.dtype, requested: str) -> str:
+    return _choose(_library.OPS[name], device, dtype, requested).kernel
+
+
 def choose(op: Op, tensor: torch.Tensor) -> str:
     """The kernel that runs `op` on tensors like this one: "cpp", "triton", or "reference"."""
     if _requested == "reference":
         return "reference"
-    return _choose(op, tensor.device.type, tensor.dtype, _requested).kernel
+    return _kernel(op.name, tensor.device.type, tensor.dtype, _requested)
 
 
 _watch: list[Explanation] | None = None

@@ -42,7 +42,7 @@ class Op:
     name: str
     schema: str
     fake: Callable
-    formula: Formula | None
+    formula: Formula
     triton: str | None  # module of the Triton kernels; the host function has the op's name
     cpp_dtypes: frozenset[torch.dtype]
     triton_dtypes: frozenset[torch.dtype]
@@ -56,6 +56,17 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
+def _once_only(name: str) -> Formula:
+    """Autograd of a backward op that has no derivative of its own: an error, where torch alone would leave the term out."""
+
+    def backward(ctx, ops, *grads):
+        raise RuntimeError(
+            f"{name} cannot be differentiated again: take second derivatives under alphakernels.use_backend('reference')"
+        )
+
+    return Formula(lambda ctx, inputs, output: None, backward)
+
+
 def define(
     name: str,
     schema: str,
@@ -66,8 +77,9 @@ def define(
     cpp_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
     triton_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16),
 ) -> Op:
-    """Defines `alphakernels::name` with its fake implementation, its autograd and its Triton kernel."""
-    op = Op(name, schema, fake, formula, triton, frozenset(cpp_dtypes), frozenset(triton_dtypes))
+    """Defines `alphakernels::name` with its fake implementation, its autograd and its Triton kernel; without a formula it cannot
+    be differentiated."""
+    op = Op(name, schema, fake, formula or _once_only(name), triton, frozenset(cpp_dtypes), frozenset(triton_dtypes))
     OPS[name] = op
     _register(op, NAMESPACE, triton_key="CUDA")
     return op
@@ -77,13 +89,12 @@ def _register(op: Op, namespace: str, triton_key: str) -> None:
     qualified = f"{namespace}::{op.name}"
     torch.library.define(qualified, op.schema)
     torch.library.register_fake(qualified, op.fake)
-    if op.formula is not None:
-        ops = getattr(torch.ops, namespace)
-        torch.library.register_autograd(
-            qualified,
-            lambda ctx, *grads: op.formula.backward(ctx, ops, *grads),
-            setup_context=lambda ctx, inputs, output: op.formula.setup_context(ctx, inputs, output),
-        )
+    ops = getattr(torch.ops, namespace)
+    torch.library.register_autograd(
+        qualified,
+        lambda ctx, *grads: op.formula.backward(ctx, ops, *grads),
+        setup_context=lambda ctx, inputs, output: op.formula.setup_context(ctx, inputs, output),
+    )
     if op.triton is not None:
         torch.library.impl(qualified, triton_key)(lambda *args: triton_function(op)(*args))
 
