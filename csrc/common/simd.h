@@ -99,12 +99,12 @@ inline T max_lanes(Vec<T> v) {
   return fold_lanes<T, kRegisterBytes>(v, Max{});
 }
 
-// v with only its last `keep` lanes, the others zero.
+// v with only its last `keep` lanes, the others `fill`.
 template <class T>
-inline Vec<T> keep_last(Vec<T> v, int64_t keep) {
+inline Vec<T> keep_last(Vec<T> v, int64_t keep, T fill = 0) {
   Vec<T> lane;
   for (int64_t i = 0; i < kLanes<T>; ++i) lane[i] = static_cast<T>(i);
-  return lane >= static_cast<T>(kLanes<T> - keep) ? v : Vec<T>{};
+  return lane >= static_cast<T>(kLanes<T> - keep) ? v : splat<Vec<T>>(fill);
 }
 
 // The sum of f(Pack{}, column) over columns [0, n), each taken once. Sums shorter than a register go one by one.

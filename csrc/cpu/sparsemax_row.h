@@ -2,10 +2,12 @@
 //
 // The threshold tau is the root of f(tau) = sum max(z - tau, 0) - 1, which is convex, decreasing and piecewise linear.
 // Newton's iteration from the left of the root, tau <- (sum_{z > tau} z - 1) / |{z > tau}|, climbs to it monotonically and ends
-// exactly: once the support stops shrinking, tau is the solution on that piece. A handful of passes over a row that sits in L1.
+// exactly: once the support stops changing, tau is the solution on that piece.
 //
-// A pass over a short row is bound by the latency of its additions and of the division, not by their number; so a few rows
-// are taken side by side.
+// Any part of the row has a threshold no larger than the whole row's, so the iteration first runs on one register: the largest
+// value of each lane, which is nearly always all of the support. Mostly one pass over the whole row then remains, to confirm it.
+// A pass over a short row is bound by the latency of its additions and of the division, not by their number; so a few rows are
+// taken side by side.
 #pragma once
 
 #include "../common/simd.h"
@@ -30,53 +32,57 @@ inline void sparsemax_rows(int64_t first, int64_t n, T* z, const Value& value, c
   constexpr T minus_inf = -std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
   const int64_t end = padded<T>(n);
 
-  T tau[R], support[R];
+  const V one = splat<V>(static_cast<T>(1));
+  V top[R];  // of each lane, from the row's maximum
+  T max[R], tau[R];
   for (int r = 0; r < R; ++r) {
     T* row = z + r * end;
     store(row + end - lanes, splat<V>(minus_inf));  // padding never enters the support
-    V top = splat<V>(minus_inf);                    // maximum(v, top) passes over NaN
-    T top_of_short_row = minus_inf;
+    top[r] = splat<V>(minus_inf);                   // maximum(v, top) passes over NaN
     for_each_pack<T>(n, [&](auto pack, int64_t j) {
       using P = decltype(pack);
       const P v = value(first + r, pack, j);
       store(row + j, v);
+      // Each value in one lane: of the last pack, which overlaps the one before it, only the new ones.
       if constexpr (sizeof(P) == sizeof(V))
-        top = maximum<V>(v, top);
-      else
-        top_of_short_row = maximum<T>(v, top_of_short_row);
+        top[r] = maximum<V>(j % lanes == 0 ? v : keep_last<T>(v, n % lanes, minus_inf), top[r]);
     });
-    const T max = maximum<T>(max_lanes<T>(top), top_of_short_row);
-    // Relative to the maximum all that matters lies in [-1, 0], and no sum loses digits to a large common offset.
-    // max - max is 0, or NaN for an infinite maximum, which then poisons the row.
-    for (int64_t j = 0; j < end; j += lanes) store(row + j, (load<V>(row + j) - max) + (max - max));
+    if (n < lanes) top[r] = maximum<V>(load<V>(row), top[r]);
+    // Distances from the maximum: all that matters lies in [-1, 0], and no sum loses digits to a large common offset. An infinite
+    // maximum has no distance from itself: the NaN poisons the row.
+    max[r] = max_lanes<T>(top[r]);
+    top[r] = top[r] - max[r];
     tau[r] = static_cast<T>(-1);  // f(-1) >= 0: the maximum alone gives 1
-    support[r] = static_cast<T>(n) + 1;
   }
+  for (int step = 0; step < 3; ++step)
+    for (int r = 0; r < R; ++r) {
+      const auto outside = top[r] <= splat<V>(tau[r]);
+      const T inside = sum_lanes<T>(outside ? V{} : top[r]), count = sum_lanes<T>(outside ? V{} : one);
+      tau[r] = (inside - static_cast<T>(1)) / count;
+    }
 
-  const V one = splat<V>(static_cast<T>(1));
   for (bool moved = true; moved;) {
     V inside[R] = {}, count[R] = {};
     for (int64_t j = 0; j < end; j += lanes)
       for (int r = 0; r < R; ++r) {
-        const V v = load<V>(z + r * end + j);
+        const V v = load<V>(z + r * end + j) - max[r];
         const auto outside = v <= splat<V>(tau[r]);  // a NaN is not: it gets into the sum and shows there
         inside[r] += outside ? V{} : v;
         count[r] += outside ? V{} : one;
       }
     moved = false;
     for (int r = 0; r < R; ++r) {
-      const T size = sum_lanes<T>(count[r]), next = (sum_lanes<T>(inside[r]) - static_cast<T>(1)) / size;
-      const bool smaller = size < support[r];  // after the last step it is equal, and tau stays
-      tau[r] = smaller ? next : tau[r];
-      support[r] = smaller ? size : support[r];
-      moved |= smaller & (next == next);
+      // The step is f(tau) / |support|: without one, tau is the root.
+      const T next = (sum_lanes<T>(inside[r]) - static_cast<T>(1)) / sum_lanes<T>(count[r]);
+      moved |= next - tau[r] > std::numeric_limits<T>::epsilon();
+      tau[r] = next;
     }
   }
 
   for (int r = 0; r < R; ++r)
     for_each_pack<T>(n, [&](auto pack, int64_t j) {
       using P = decltype(pack);
-      const P p = maximum<P>(load<P>(z + r * end + j) - tau[r], P{});
+      const P p = maximum<P>((load<P>(z + r * end + j) - max[r]) - tau[r], P{});
       emit(first + r, pack, j, tau[r] == tau[r] ? p : splat<P>(nan));
     });
 }

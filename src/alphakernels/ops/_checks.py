@@ -28,6 +28,8 @@ def require_like(op: str, what: str, x: Tensor | None, like: Tensor, shape: tupl
     """A tensor of `like`'s device and dtype and of this shape, or None."""
     if x is None:
         return
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {what} must be a torch.Tensor, got {type(x).__name__}")
     require(x.device == like.device, op, what, f"on {like.device}", x.device)
     require(x.dtype == like.dtype, op, what, f"of dtype {like.dtype}", x.dtype, TypeError)
     require(tuple(x.shape) == shape, op, what, f"of shape {list(shape)}", list(x.shape))

@@ -21,5 +21,5 @@ def sparsemax(x: Tensor) -> Tensor:
         return x.clone()
     x = x - x.amax(-1, keepdim=True).detach()  # all that matters lies in [-1, 0]
     tau = threshold(x.nan_to_num(nan=torch.nan, neginf=torch.finfo(x.dtype).min / (2 * x.shape[-1])))
-    p = (x - tau).clamp(min=0)
-    return torch.where(x.isnan().any(-1, keepdim=True), torch.nan, p)
+    p = torch.relu(x - tau)  # not clamp: at a tie, where x == tau, the support ends and the gradient is zero
+    return p * torch.ones_like(tau).masked_fill(x.isnan().any(-1, keepdim=True), torch.nan)  # a NaN row has a NaN gradient
