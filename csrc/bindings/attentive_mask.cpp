@@ -25,27 +25,28 @@ std::tuple<Tensor, Tensor, Tensor> attentive_mask(const Tensor& logits_in, const
   return {mask, entropy, new_prior};
 }
 
-std::tuple<Tensor, Tensor> attentive_mask_backward(const Tensor& grad_mask, const Tensor& grad_entropy,
-                                                   const Tensor& grad_new_prior, const Tensor& logits_in,
-                                                   const Tensor& prior_in, const Tensor& mask_in, double relax,
-                                                   bool update_prior, double eps) {
+std::tuple<Tensor, Tensor> attentive_mask_backward(const Tensor& grad_mask, const OptionalTensor& grad_entropy,
+                                                   const OptionalTensor& grad_new_prior, const Tensor& logits_in,
+                                                   const Tensor& prior_in, const Tensor& mask_in, double relax, double eps,
+                                                   bool prior_needs_grad) {
   const char* op = "attentive_mask_backward";
-  check_float(op, "logits", logits_in);
-  const int64_t rows = logits_in.size(0), n = logits_in.size(1);
-  check_columns(op, "grad_mask", grad_mask, logits_in, rows * n);
-  check_columns(op, "grad_entropy", grad_entropy, logits_in, rows);
-  if (update_prior) check_columns(op, "grad_new_prior", grad_new_prior, logits_in, rows * n);
-  check_columns(op, "prior", prior_in, logits_in, rows * n);
-  check_columns(op, "mask", mask_in, logits_in, rows * n);
-  const Tensor gm = dense(grad_mask), ge = dense(grad_entropy), gp = dense(grad_new_prior),
-               logits = dense(logits_in), prior = dense(prior_in), mask = dense(mask_in);
-  const Tensor dlogits = torch::stable::empty_like(logits), dprior = torch::stable::empty_like(logits);
-  if (logits.numel() > 0)
-    for_dtype(logits, [&](auto t) {
+  check_float(op, "mask", mask_in);
+  STD_TORCH_CHECK(mask_in.dim() == 2, op, ": mask must have 2 dimensions, got ", mask_in.dim());
+  const int64_t rows = mask_in.size(0), n = mask_in.size(1);
+  check_columns(op, "grad_mask", grad_mask, mask_in, rows * n);
+  check_columns(op, "grad_entropy", grad_entropy, mask_in, rows);
+  check_columns(op, "grad_new_prior", grad_new_prior, mask_in, rows * n);
+  check_columns(op, "logits", logits_in, mask_in, rows * n);
+  check_columns(op, "prior", prior_in, mask_in, rows * n);
+  const Tensor gm = dense(grad_mask), logits = dense(logits_in), prior = dense(prior_in), mask = dense(mask_in);
+  const OptionalTensor ge = dense(grad_entropy), gp = dense(grad_new_prior);
+  const Tensor dlogits = torch::stable::empty_like(mask), dprior = empty(mask, {prior_needs_grad ? rows : 0, n});
+  if (mask.numel() > 0)
+    for_dtype(mask, [&](auto t) {
       using T = decltype(t);
-      AK_DISPATCH(attentive_mask_backward<T>(data<T>(gm), data<T>(ge), update_prior ? data<T>(gp) : nullptr, data<T>(logits),
-                                             data<T>(prior), data<T>(mask), out<T>(dlogits), out<T>(dprior), rows, n,
-                                             static_cast<T>(relax), static_cast<T>(eps)));
+      AK_DISPATCH(attentive_mask_backward<T>(data<T>(gm), data<T>(ge), data<T>(gp), data<T>(logits), data<T>(prior),
+                                             data<T>(mask), out<T>(dlogits), out<T>(dprior), rows, n, static_cast<T>(relax),
+                                             static_cast<T>(eps)));
     });
   return {dlogits, dprior};
 }

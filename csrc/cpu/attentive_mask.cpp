@@ -43,29 +43,29 @@ template <class T>
 void attentive_mask_backward(const T* grad_mask, const T* grad_entropy, const T* grad_new_prior, const T* logits,
                              const T* prior, const T* mask, T* dlogits, T* dprior, int64_t rows, int64_t n, T relax, T eps) {
   parallel_for(rows, 16384 / n, [&](int64_t begin, int64_t end) {
-    T* g = new T[padded<T>(n)];
+    T* g = new T[static_cast<size_t>(padded<T>(n))];
     for (int64_t i = begin; i < end; ++i) {
-      const T *m = mask + i * n, *q = prior + i * n, *a = logits + i * n, *gm = grad_mask + i * n;
-      // All that reaches the mask: from its uses, from the entropy, from the next prior. The sparsemax gradient asks for
-      // support columns only.
-      std::memcpy(g, gm, static_cast<size_t>(n) * sizeof(T));
-      const T ge = grad_entropy[i];
-      if (ge != 0)
-        for_each_pack<T>(n, [&](auto pack, int64_t j) {
-          using P = decltype(pack);
+      const T *m = mask + i * n, *q = prior + i * n, *gq = grad_new_prior + (grad_new_prior != nullptr ? i * n : 0);
+      const T entropy = grad_entropy != nullptr ? grad_entropy[i] : 0;
+      // All that reaches the mask: from its uses, from the entropy, from the next prior.
+      for_each_pack<T>(n, [&](auto pack, int64_t j) {
+        using P = decltype(pack);
+        P v = load<P>(grad_mask + i * n + j);
+        if (entropy != 0) {
           const P p = load<P>(m + j);
-          store(g + j, static_cast<P>(load<P>(gm + j) - ge * (log<P, T>(p + eps) + p / (p + eps))));
-        });
-      if (grad_new_prior != nullptr)
-        for (int64_t j = 0; j < n; ++j) g[j] -= grad_new_prior[i * n + j] * q[j];
+          v -= entropy * (log<P, T>(p + eps) + p / (p + eps));
+        }
+        if (grad_new_prior != nullptr) v -= load<P>(gq + j) * load<P>(q + j);
+        store(g + j, v);
+      });
       sparsemax_backward_row<T>(
           n, m, [&](auto pack, int64_t j) { return load<decltype(pack)>(g + j); },
           [&](auto pack, int64_t j, auto dz) {
             using P = decltype(pack);
             store(dlogits + i * n + j, static_cast<P>(dz * load<P>(q + j)));
             if (dprior == nullptr) return;
-            P dq = dz * load<P>(a + j);
-            if (grad_new_prior != nullptr) dq += load<P>(grad_new_prior + i * n + j) * (relax - load<P>(m + j));
+            P dq = dz * load<P>(logits + i * n + j);
+            if (grad_new_prior != nullptr) dq += load<P>(gq + j) * (relax - load<P>(m + j));
             store(dprior + i * n + j, dq);
           });
     }

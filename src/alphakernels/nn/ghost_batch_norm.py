@@ -51,8 +51,9 @@ class GhostBatchNorm(nn.Module):
             self.bn.num_batches_tracked.add_(len(chunk_sizes(rows, self.vbs)))
 
     def forward(self, x: Tensor, linear_bias: Tensor | None = None) -> Tensor:
+        y = ops.ghost_batch_norm(x, **self.norm_arguments(), linear_bias=linear_bias)
         self.count_batches(x.shape[0])
-        return ops.ghost_batch_norm(x, **self.norm_arguments(), linear_bias=linear_bias)
+        return y
 
     def fold_into(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
         """Weight [F, in] and bias [F] of the one linear layer that `linear` followed by this norm is in evaluation."""

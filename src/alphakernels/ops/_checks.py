@@ -38,6 +38,6 @@ def require_like(op: str, what: str, x: Tensor | None, like: Tensor, shape: tupl
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast these ops compute in float32, as torch's softmax and norms do: half-precision tensors are raised to it."""
     first = next(t for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(first.device.type):
+    if first.is_meta or not torch.is_autocast_enabled(first.device.type):
         return tensors
     return tuple(t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors)

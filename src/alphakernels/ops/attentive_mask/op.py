@@ -28,16 +28,18 @@ def _fake(logits: Tensor, prior: Tensor, relax: float, update_prior: bool, eps: 
 
 
 def _setup(ctx, inputs, output) -> None:
-    logits, prior, ctx.relax, ctx.update_prior, ctx.eps = inputs
-    # Without a gradient for the prior, nothing but the mask and the prior itself is needed again.
+    logits, prior, ctx.relax, _, ctx.eps = inputs
     ctx.prior_needs_grad = ctx.needs_input_grad[1]
+    # The prior's gradient alone asks for the logits; without it they are not kept.
     ctx.save_for_backward(logits if ctx.prior_needs_grad else prior, prior, output[0])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, ops, grad_mask: Tensor, grad_entropy: Tensor, grad_new_prior: Tensor):
+def _backward(ctx, ops, grad_mask: Tensor | None, grad_entropy: Tensor | None, grad_new_prior: Tensor | None):
     logits, prior, mask = ctx.saved_tensors
+    grad_mask = torch.zeros_like(mask) if grad_mask is None else grad_mask
     dlogits, dprior = ops.attentive_mask_backward(
-        grad_mask, grad_entropy, grad_new_prior, logits, prior, mask, ctx.relax, ctx.update_prior, ctx.eps
+        grad_mask, grad_entropy, grad_new_prior, logits, prior, mask, ctx.relax, ctx.eps, ctx.prior_needs_grad
     )
     return dlogits, dprior if ctx.prior_needs_grad else None, None, None, None
 
@@ -51,11 +53,11 @@ ATTENTIVE_MASK = define(
 )
 define(
     "attentive_mask_backward",
-    "(Tensor grad_mask, Tensor grad_entropy, Tensor grad_new_prior, Tensor logits, Tensor prior, Tensor mask, float relax, "
-    "bool update_prior, float eps) -> (Tensor, Tensor)",
-    fake=lambda gm, ge, gp, logits, prior, mask, relax, update_prior, eps: (
-        torch.empty_like(logits, memory_format=torch.contiguous_format),
-        torch.empty_like(prior, memory_format=torch.contiguous_format),
+    "(Tensor grad_mask, Tensor? grad_entropy, Tensor? grad_new_prior, Tensor logits, Tensor prior, Tensor mask, float relax, "
+    "float eps, bool prior_needs_grad) -> (Tensor, Tensor)",
+    fake=lambda gm, ge, gp, logits, prior, mask, relax, eps, prior_needs_grad: (
+        torch.empty_like(mask, memory_format=torch.contiguous_format),
+        mask.new_empty(mask.shape[0] if prior_needs_grad else 0, mask.shape[1]),
     ),
     triton=_TRITON,
 )
