@@ -111,9 +111,13 @@ def _choose(op: Op, device: str, dtype: torch.dtype, requested: str) -> Explanat
     return Explanation(op.name, "reference", f"plain PyTorch on {device}, {_name(dtype)}", reasons)
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace the search for the library, and need not
 def _kernel(name: str, device: str, dtype: torch.dtype, requested: str) -> str:
     return _choose(_library.OPS[name], device, dtype, requested).kernel
+
+
+# torch.compile cannot trace the search for the library, and need not. This is what torch.compiler.assume_constant_result sets; calling
+# it would import torch._dynamo with this package.
+_kernel._dynamo_marked_constant = True
 
 
 def choose(op: Op, tensor: torch.Tensor) -> str:

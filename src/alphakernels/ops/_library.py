@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,6 +134,16 @@ class Compiled:
     problem: str | None
 
 
+def _cut_short(path: Path) -> bool:
+    """Whether a 64-bit ELF file ends before its section table: the dynamic loader would kill the process over it."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+        return False
+    (table,), (size, count) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
+    return path.stat().st_size < table + size * count
+
+
 @cache
 def compiled() -> Compiled:
     """Loads the compiled library once. Where that fails, one warning says so and the reference runs."""
@@ -144,6 +155,8 @@ def compiled() -> Compiled:
         )
         return _without_library(None, problem)
     try:
+        if _cut_short(paths[0]):
+            raise OSError("the file is cut short")
         torch.ops.load_library(str(paths[0]))
         query = ctypes.CDLL(str(paths[0])).alphakernels_isa
         query.restype = ctypes.c_char_p
