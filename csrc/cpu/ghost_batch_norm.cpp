@@ -7,12 +7,13 @@ namespace ak::AK_ISA {
 template <class T>
 void ghost_batch_norm(const T* x, T* y, int64_t n, const Chunks& chunks, bool training, const NormInputs<T>& in,
                       const NormState<T>& state) {
+  T* mean_rest = new T[static_cast<size_t>(chunks.count * n)];
   if (training)
     ghost_statistics(x, n, chunks, {in.momentum, in.eps}, in.running_mean, in.running_var, in.linear_bias, state.mean,
-                     state.rstd, state.new_running_mean, state.new_running_var);
+                     mean_rest, state.rstd, state.new_running_mean, state.new_running_var);
   else
-    running_statistics(in.running_mean, in.running_var, in.linear_bias, n, in.eps, state.mean, state.rstd);
-  T* table = affine_of<T>(n, chunks.count, state.mean, state.rstd, in.weight, in.bias);
+    running_statistics(in.running_mean, in.running_var, in.linear_bias, n, in.eps, state.mean, mean_rest, state.rstd);
+  T* table = affine_of<T>(n, chunks.count, state.mean, mean_rest, state.rstd, in.weight, in.bias);
   parallel_for(chunks.blocks(), 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const Affine<T> v = affine_at(table, n, chunks.chunk_of_block(block));
@@ -23,6 +24,7 @@ void ghost_batch_norm(const T* x, T* y, int64_t n, const Chunks& chunks, bool tr
     }
   });
   delete[] table;
+  delete[] mean_rest;
 }
 
 template <class T>
@@ -42,15 +44,16 @@ void ghost_batch_norm_backward(const T* grad, const T* x, const T* weight, const
     for (int64_t block = first; block < last; ++block) {
       const int64_t c = chunks.chunk_of_block(block);
       const T *m = mean + c * n, *r = rstd + c * n, *s1 = sums + c * 2 * n, *s2 = s1 + n;
-      const T inverse = training ? static_cast<T>(1.0 / static_cast<double>(chunks.end(c) - chunks.begin(c))) : 0;
+      const T inverse = static_cast<T>(1.0 / static_cast<double>(chunks.end(c) - chunks.begin(c)));
       for (int64_t i = chunks.block_begin(block); i < chunks.block_end(block); ++i)
         for_each_pack<T>(n, [&](auto pack, int64_t j) {
           using P = decltype(pack);
           P scale = load<P>(r + j);
           const P xhat = (load<P>(x + i * n + j) - load<P>(m + j)) * scale;
           if (weight != nullptr) scale *= load<P>(weight + j);
-          const P mean_part = (load<P>(s1 + j) + xhat * load<P>(s2 + j)) * inverse;
-          store(dx + i * n + j, static_cast<P>(scale * (load<P>(grad + i * n + j) - mean_part)));
+          P d = load<P>(grad + i * n + j);
+          if (training) d -= (load<P>(s1 + j) + xhat * load<P>(s2 + j)) * inverse;
+          store(dx + i * n + j, static_cast<P>(scale * d));
         });
     }
   });

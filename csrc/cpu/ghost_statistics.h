@@ -1,10 +1,10 @@
 // Column statistics of ghost batches, shared by ghost_batch_norm and glu_block: mean and reciprocal deviation of every
 // chunk, and the running statistics after all of them.
 //
-// One pass: each block of 32 rows sums d and d^2, where d is the distance from the block's own first row. That row being one of
-// the block, its squared distance from the block's mean is at most the block's own sum of squares, so taking the mean's part off
-// can amplify rounding by 33 at the very worst, and by 2 as a rule, however large the mean. Blocks are joined in float64 in a
-// fixed order: the result is the same for any number of threads.
+// One pass sums d and d^2, where d is the distance from an origin near the chunk's mean: the average of some rows spread over the
+// chunk. Taking the mean's part off the sum of squares then costs next to no digits, however large the mean, and a row far
+// out, sampled or not, adds as much to the true sum as to its rounding. Blocks of rows are summed in T and joined in float64 in
+// a fixed order: the result is the same for any number of threads.
 #pragma once
 
 #include "../common/chunks.h"
@@ -18,6 +18,7 @@ struct RunningUpdate {
   double momentum, eps;
 };
 
+constexpr int64_t kSampledRows = 32;
 constexpr int64_t kRowsTogether = 4;
 
 // Adds rows x, x + n, ... to the sums: a few together, so that the sums are loaded and stored once for all of them.
@@ -38,23 +39,35 @@ inline void add_rows(const T* x, const T* origin, int64_t n, T* s1, T* s2) {
   each_column_once<T>(n, add);
 }
 
-// x: [rows, n]; mean, rstd: [chunks, n]. running_* and linear_bias may be null; new_running_* are written when running_*
+// x: [rows, n]; mean, mean_rest, rstd: [chunks, n]; mean_rest is what rounding the mean to T left over. running_* and linear_bias may be null; new_running_* are written when running_*
 // are given. linear_bias is that of the linear layer before, left out of x because the norm cancels it.
 template <class T>
 void ghost_statistics(const T* x, int64_t n, const Chunks& chunks, RunningUpdate update, const T* running_mean,
-                      const T* running_var, const T* linear_bias, T* mean, T* rstd, T* new_running_mean,
-                      T* new_running_var) {
+                      const T* running_var, const T* linear_bias, T* mean, T* mean_rest, T* rstd,
+                      T* new_running_mean, T* new_running_var) {
   const int64_t blocks = chunks.blocks();
-  T* partial = new T[static_cast<size_t>(blocks * 2 * n)];  // [blocks, {sum d, sum d^2}, n]
+  T* partial = new T[static_cast<size_t>(blocks * 2 * n)];   // [blocks, {sum d, sum d^2}, n]
+  T* origin = new T[static_cast<size_t>(chunks.count * n)];  // [chunks, n]
+  parallel_for(chunks.count, 1 + 16384 / (kSampledRows * n), [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      const int64_t rows = chunks.end(c) - chunks.begin(c), samples = rows < kSampledRows ? rows : kSampledRows;
+      T* o = origin + c * n;
+      for (int64_t j = 0; j < n; ++j) o[j] = 0;
+      for (int64_t k = 0; k < samples; ++k) {
+        const T* row = x + (chunks.begin(c) + k * rows / samples) * n;
+        for (int64_t j = 0; j < n; ++j) o[j] += row[j] / static_cast<T>(samples);
+      }
+    }
+  });
   parallel_for(blocks, 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
-      const int64_t begin = chunks.block_begin(block), end = chunks.block_end(block);
-      const T* origin = x + begin * n;
+      const int64_t end = chunks.block_end(block);
+      const T* o = origin + chunks.chunk_of_block(block) * n;
       T *s1 = partial + block * 2 * n, *s2 = s1 + n;
       for (int64_t j = 0; j < 2 * n; ++j) s1[j] = 0;
-      int64_t i = begin + 1;
-      for (; i + kRowsTogether <= end; i += kRowsTogether) add_rows<kRowsTogether>(x + i * n, origin, n, s1, s2);
-      for (; i < end; ++i) add_rows<1>(x + i * n, origin, n, s1, s2);
+      int64_t i = chunks.block_begin(block);
+      for (; i + kRowsTogether <= end; i += kRowsTogether) add_rows<kRowsTogether>(x + i * n, o, n, s1, s2);
+      for (; i < end; ++i) add_rows<1>(x + i * n, o, n, s1, s2);
     }
   });
 
@@ -69,29 +82,19 @@ void ghost_statistics(const T* x, int64_t n, const Chunks& chunks, RunningUpdate
     }
     for (int64_t c = 0; c < chunks.count; ++c) {
       const double rows = static_cast<double>(chunks.end(c) - chunks.begin(c));
-      const T* origin = x + chunks.begin(c) * n + first;  // means from the chunk's first row: small even where the mean is huge
       for (int64_t k = 0; k < 2 * width; ++k) work[k] = 0;
-      // A block's mean, from the chunk's first row.
-      const auto block_mean = [&](int64_t b, int64_t k, double size) {
-        return partial[b * 2 * n + first + k] / size +
-               (static_cast<double>(x[chunks.block_begin(b) * n + first + k]) - static_cast<double>(origin[k]));
-      };
-      for (int64_t b = c * per_chunk; b < (c + 1) * per_chunk && chunks.block_begin(b) < chunks.end(c); ++b) {
-        const double size = static_cast<double>(chunks.block_end(b) - chunks.block_begin(b));
-        for (int64_t k = 0; k < width; ++k) centre[k] += size / rows * block_mean(b, k, size);
-      }
-      for (int64_t b = c * per_chunk; b < (c + 1) * per_chunk && chunks.block_begin(b) < chunks.end(c); ++b) {
-        const double size = static_cast<double>(chunks.block_end(b) - chunks.block_begin(b));
-        const T *s1 = partial + b * 2 * n + first, *s2 = s1 + n;
+      for (int64_t b = c * per_chunk; b < (c + 1) * per_chunk; ++b)
         for (int64_t k = 0; k < width; ++k) {
-          const double sum = s1[k], within = s2[k] - sum * sum / size, d = block_mean(b, k, size) - centre[k];
-          m2[k] += (within > 0 ? within : 0 * within) + size * d * d;
+          centre[k] += partial[b * 2 * n + first + k];
+          m2[k] += partial[(b * 2 + 1) * n + first + k];
         }
-      }
       for (int64_t k = 0; k < width; ++k) {
         const int64_t j = first + k;
-        const double mu = static_cast<double>(origin[k]) + centre[k];
+        const double d = centre[k] / rows, mu = static_cast<double>(origin[c * n + j]) + d;
+        m2[k] -= rows * d * d;
+        m2[k] = m2[k] < 0 ? 0 : m2[k];  // rounding alone; a NaN stays
         mean[c * n + j] = static_cast<T>(mu);
+        mean_rest[c * n + j] = static_cast<T>(mu - static_cast<double>(mean[c * n + j]));
         rstd[c * n + j] = static_cast<T>(1.0 / std::sqrt(m2[k] / rows + update.eps));
         run_mean[k] += update.momentum * (mu + (linear_bias != nullptr ? linear_bias[j] : 0) - run_mean[k]);
         run_var[k] += update.momentum * (m2[k] / (rows - 1) - run_var[k]);
@@ -104,15 +107,18 @@ void ghost_statistics(const T* x, int64_t n, const Chunks& chunks, RunningUpdate
       }
     delete[] work;
   });
+  delete[] origin;
   delete[] partial;
 }
 
 // In evaluation the running statistics stand for one chunk of all rows.
 template <class T>
 void running_statistics(const T* running_mean, const T* running_var, const T* linear_bias, int64_t n, double eps, T* mean,
-                        T* rstd) {
+                        T* mean_rest, T* rstd) {
   for (int64_t j = 0; j < n; ++j) {
-    mean[j] = running_mean[j] - (linear_bias != nullptr ? linear_bias[j] : 0);
+    const double mu = static_cast<double>(running_mean[j]) - (linear_bias != nullptr ? linear_bias[j] : 0);
+    mean[j] = static_cast<T>(mu);
+    mean_rest[j] = static_cast<T>(mu - static_cast<double>(mean[j]));
     rstd[j] = static_cast<T>(1.0 / std::sqrt(static_cast<double>(running_var[j]) + eps));
   }
 }
@@ -128,16 +134,17 @@ struct Affine {
   }
 };
 
-// mean, a = rstd * weight and b = bias of every chunk, [chunks, 3, n]; identity without a norm.
+// mean, a = rstd * weight and b = bias of every chunk, [chunks, 3, n]; identity without a norm. b takes up what rounding left of
+// the mean, where it is known: with a mean far larger than the deviation those are the digits that count.
 template <class T>
-T* affine_of(int64_t n, int64_t chunks, const T* mean, const T* rstd, const T* weight, const T* bias) {
+T* affine_of(int64_t n, int64_t chunks, const T* mean, const T* mean_rest, const T* rstd, const T* weight, const T* bias) {
   T* table = new T[static_cast<size_t>(chunks * 3 * n)];
   for (int64_t c = 0; c < chunks; ++c)
     for (int64_t j = 0; j < n; ++j) {
       T* t = table + c * 3 * n + j;
       t[0] = mean != nullptr ? mean[c * n + j] : 0;
       t[n] = (rstd != nullptr ? rstd[c * n + j] : 1) * (weight != nullptr ? weight[j] : 1);
-      t[2 * n] = bias != nullptr ? bias[j] : 0;
+      t[2 * n] = (bias != nullptr ? bias[j] : 0) - (mean_rest != nullptr ? mean_rest[c * n + j] * t[n] : 0);
     }
   return table;
 }

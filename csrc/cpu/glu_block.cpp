@@ -19,13 +19,14 @@ template <class T>
 void glu_block(const T* u, const T* residual, T* out, int64_t h, const Chunks& chunks, bool training, bool norm,
                const NormInputs<T>& in, const NormState<T>& state, T scale) {
   const int64_t n = 2 * h;
+  T* mean_rest = new T[static_cast<size_t>(chunks.count * n)];
   if (norm && training)
     ghost_statistics(u, n, chunks, {in.momentum, in.eps}, in.running_mean, in.running_var, in.linear_bias, state.mean,
-                     state.rstd, state.new_running_mean, state.new_running_var);
+                     mean_rest, state.rstd, state.new_running_mean, state.new_running_var);
   else if (norm)
-    running_statistics(in.running_mean, in.running_var, in.linear_bias, n, in.eps, state.mean, state.rstd);
-  T* table = norm ? affine_of<T>(n, chunks.count, state.mean, state.rstd, in.weight, in.bias)
-                  : affine_of<T>(n, 1, nullptr, nullptr, nullptr, in.linear_bias);
+    running_statistics(in.running_mean, in.running_var, in.linear_bias, n, in.eps, state.mean, mean_rest, state.rstd);
+  T* table = norm ? affine_of<T>(n, chunks.count, state.mean, mean_rest, state.rstd, in.weight, in.bias)
+                  : affine_of<T>(n, 1, nullptr, nullptr, nullptr, nullptr, in.linear_bias);
   parallel_for(chunks.blocks(), 1 + 4096 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const Affine<T> v = affine_at(table, n, norm ? chunks.chunk_of_block(block) : 0);
@@ -40,6 +41,7 @@ void glu_block(const T* u, const T* residual, T* out, int64_t h, const Chunks& c
     }
   });
   delete[] table;
+  delete[] mean_rest;
 }
 
 template <class T>
@@ -47,7 +49,7 @@ void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bia
                         const Chunks& chunks, bool training, T scale, T* du, T* dweight, T* dbias) {
   const int64_t n = 2 * h;
   const bool norm = mean != nullptr;
-  T* table = affine_of<T>(n, norm ? chunks.count : 1, mean, rstd, weight, bias);
+  T* table = affine_of<T>(n, norm ? chunks.count : 1, mean, nullptr, rstd, weight, bias);
   // First pass: the gradient of v, written to du; with a norm also its column sums. Second pass, of a norm alone: du in place.
   // So the sigmoid is taken once.
   const auto gate_row = [&](int64_t i, const Affine<T>& v, const auto& use) {
@@ -87,13 +89,16 @@ void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bia
       const int64_t c = chunks.chunk_of_block(block);
       const Affine<T> v = affine_at(table, n, c);
       const T *m = mean + c * n, *r = rstd + c * n, *s1 = sums + c * 2 * n, *s2 = s1 + n;
-      const T inverse = training ? static_cast<T>(1.0 / static_cast<double>(chunks.end(c) - chunks.begin(c))) : 0;
+      const T inverse = static_cast<T>(1.0 / static_cast<double>(chunks.end(c) - chunks.begin(c)));
       for (int64_t i = chunks.block_begin(block); i < chunks.block_end(block); ++i)
         each_column_once<T>(n, [&](auto pack, int64_t k) {  // in place: each column once
           using P = decltype(pack);
-          const P xhat = (load<P>(u + i * n + k) - load<P>(m + k)) * load<P>(r + k);
-          const P mean_part = (load<P>(s1 + k) + xhat * load<P>(s2 + k)) * inverse;
-          store(du + i * n + k, static_cast<P>((load<P>(du + i * n + k) - mean_part) * load<P>(v.a + k)));
+          P d = load<P>(du + i * n + k);
+          if (training) {
+            const P xhat = (load<P>(u + i * n + k) - load<P>(m + k)) * load<P>(r + k);
+            d -= (load<P>(s1 + k) + xhat * load<P>(s2 + k)) * inverse;
+          }
+          store(du + i * n + k, static_cast<P>(d * load<P>(v.a + k)));
         });
     }
   });

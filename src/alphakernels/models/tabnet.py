@@ -6,9 +6,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from ..nn import DecisionStep, FeatureTransformer
 
 VARIANTS = ("qlib", "paper")
+_WHOLE_BATCH = 2**62  # rows of a virtual batch that no batch reaches
 
 
 def _shared_layers(inp_dim: int, out_dim: int, n_shared: int) -> nn.ModuleList | None:
@@ -74,10 +76,28 @@ class TabNet(nn.Module):
             if tensor.dim() != 2 or tensor.shape[1] != self.inp_dim:
                 raise ValueError(f"TabNet: {name} must be of shape [B, {self.inp_dim}], got {list(tensor.shape)}")
 
+    def _normalise(self, x: Tensor) -> Tensor:
+        """`self.bn(x)` by the op: torch's own batch norm gives other bits with another number of threads."""
+        bn = self.bn
+        y = ops.ghost_batch_norm(
+            x,
+            bn.weight,
+            bn.bias,
+            bn.running_mean,
+            bn.running_var,
+            virtual_batch_size=_WHOLE_BATCH,
+            training=bn.training,
+            momentum=bn.momentum,
+            eps=bn.eps,
+        )
+        if bn.training:
+            bn.num_batches_tracked.add_(1)
+        return y
+
     def _steps(self, x: Tensor, priors: Tensor):
         """Yields, step by step, the transformed features [B, n_d + n_a] and the mask with its neighbours."""
         self._check(x, priors)
-        x = self.bn(x)
+        x = self._normalise(x)
         attention_input = self.first_step(x)[:, self.n_d :]  # [B, n_a]
         update = self.variant == "paper"
         for step in self.steps:

@@ -63,9 +63,10 @@ class GLU(nn.Module):
         # one) and would cost seven small operations a call, most of the latency of a small batch.
         weight = self.fc.weight
         u = F.linear(x, weight) if mask is None else _MaskedLinear.apply(x, mask, weight)
-        self.bn.count_batches(x.shape[0])
         norm = self.bn.norm_arguments()
-        return ops.glu_block(u, **norm, linear_bias=self.fc.bias, residual=residual, scale=scale)
+        out = ops.glu_block(u, **norm, linear_bias=self.fc.bias, residual=residual, scale=scale)
+        self.bn.count_batches(x.shape[0])
+        return out
 
 
 class FeatureTransformer(nn.Module):
@@ -100,7 +101,7 @@ class FeatureTransformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         blocks = [*(self.shared or ()), *self.independ]
-        if self.shared:
+        if self.shared or x.shape[1] != blocks[0].od:  # the first block of another width than x has no residual
             x, blocks = blocks[0](x, mask=mask), blocks[1:]
         elif mask is not None:
             x = x * mask

@@ -28,7 +28,7 @@ def _fake(logits: Tensor, prior: Tensor, relax: float, update_prior: bool, eps: 
 
 
 def _setup(ctx, inputs, output) -> None:
-    logits, prior, ctx.relax, _, ctx.eps = inputs
+    logits, prior, ctx.relax, ctx.update_prior, ctx.eps = inputs
     ctx.prior_needs_grad = ctx.needs_input_grad[1]
     # The prior's gradient alone asks for the logits; without it they are not kept.
     ctx.save_for_backward(logits if ctx.prior_needs_grad else prior, prior, output[0])
@@ -38,6 +38,8 @@ def _setup(ctx, inputs, output) -> None:
 def _backward(ctx, ops, grad_mask: Tensor | None, grad_entropy: Tensor | None, grad_new_prior: Tensor | None):
     logits, prior, mask = ctx.saved_tensors
     grad_mask = torch.zeros_like(mask) if grad_mask is None else grad_mask
+    if not ctx.update_prior:  # new_prior is empty then, and so is the gradient that may come for it
+        grad_new_prior = None
     dlogits, dprior = ops.attentive_mask_backward(
         grad_mask, grad_entropy, grad_new_prior, logits, prior, mask, ctx.relax, ctx.eps, ctx.prior_needs_grad
     )

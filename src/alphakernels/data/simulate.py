@@ -1,0 +1,151 @@
+"""Simulated markets with a planted signal: panels of any size, in which it is known what there is to find.
+
+Of instrument i and day t, r is the log return of the close, s the planted signal, m a market move common to all:
+
+    raw[t, i] = -(log c[t, i] - log c[t-5, i]) / sqrt(5) + (log c[t-5, i] - log c[t-20, i]) / sqrt(15)
+    s[t, i]   = raw[t, i], less its mean over i, over its standard deviation over i
+    r[t+2, i] = m[t+2] + volatility * (strength * s[t, i] + sqrt(1 - strength^2) * e[t+2, i])
+
+with e independent and standard normal. So s is what reversal over a week and momentum over the month before it foresee:
+a function of an instrument's latest 21 closes and the day's mean. Since the other term is independent of s and both
+have unit variance, the correlation over i of s[t] with r[t+2] is `strength` in expectation on every day, but for
+terms of the order 1 / instruments. The label of forward_returns(delay=1, horizon=1) is exp(r[t+2]) - 1, whose
+common factor exp(m) leaves the day's correlation as it is, and whose curvature lowers it by a part of the order
+volatility^2. The expected IC of the planted signal, which no model can beat, is `strength`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from alphakernels.data.features import forward_returns
+from alphakernels.data.index import PanelIndex
+
+REVERSAL_DAYS = 5
+MOMENTUM_DAYS = 20
+DELAY = 2  # days from a signal to the close that ends the return it foresees
+
+BARS = ("open", "high", "low", "close", "vwap", "volume")
+
+
+@dataclass(frozen=True)
+class SimulatedMarket:
+    """A simulated panel, and what was planted in it.
+
+    Attributes:
+        frame: float32 [days * instruments, 6] with columns open, high, low, close, vwap and volume, indexed by
+            (datetime, instrument), sorted; low <= open, close, vwap <= high, and volume > 0.
+        signal: the planted signal s, float32, of zero mean and unit spread on each day. Its expected daily IC with
+            `forward_return` is the strength.
+        forward_return: forward_returns of the closes (delay 1, horizon 1), float32, NaN on the last two days.
+    """
+
+    frame: pd.DataFrame
+    signal: pd.Series
+    forward_return: pd.Series
+
+
+def simulate_market(
+    instruments: int,
+    days: int,
+    seed: int = 0,
+    signal: float = 0.1,
+    *,
+    volatility: float = 0.02,
+    market_volatility: float = 0.005,
+    start: str = "2010-01-04",
+) -> SimulatedMarket:
+    """Simulates daily bars of a whole market with a signal planted in the closes: see the module for how.
+
+    Args:
+        instruments: S, at least 2; they are called S0000, S0001, ...
+        days: T business days from `start`, at least 1.
+        seed: of the random numbers; the same seed gives the same market.
+        signal: strength in [0, 1): the expected daily IC of the planted signal; 0 plants nothing.
+        volatility: of an instrument's own daily log return.
+        market_volatility: of the daily log return common to all.
+        start: first day.
+
+    Raises:
+        ValueError: sizes, strength or volatilities out of range.
+    """
+    if instruments < 2 or days < 1:
+        raise ValueError(
+            f"simulate_market: needs at least 2 instruments and 1 day, got {instruments} instruments, {days} days"
+        )
+    if not 0 <= signal < 1:
+        raise ValueError(f"simulate_market: signal must be a strength in [0, 1), got {signal}")
+    if not volatility > 0 or not market_volatility >= 0:
+        raise ValueError(
+            f"simulate_market: volatility must be positive and market_volatility not negative, got {volatility} and "
+            f"{market_volatility}"
+        )
+    rng = np.random.default_rng(seed)
+    # The days before the first give every signal its history.
+    log_close, planted = _closes(rng, instruments, days + MOMENTUM_DAYS, signal, volatility, market_volatility)
+    bars = _bars(rng, log_close[MOMENTUM_DAYS - 1 :], volatility)  # [T, S, 6]
+
+    width = max(4, len(str(instruments - 1)))
+    names = pd.Index([f"S{i:0{width}d}" for i in range(instruments)])
+    calendar = pd.bdate_range(start, periods=days)
+    index = PanelIndex.product(calendar, names).to_pandas()
+    close = pd.DataFrame(bars[:, :, BARS.index("close")], index=calendar, columns=names)
+    return SimulatedMarket(
+        frame=pd.DataFrame(bars.reshape(-1, len(BARS)), index=index, columns=list(BARS), copy=False),
+        signal=pd.Series(planted[MOMENTUM_DAYS:].reshape(-1), index=index, name="signal"),
+        forward_return=pd.Series(forward_returns(close).to_numpy().reshape(-1), index=index, name="forward_return"),
+    )
+
+
+def _closes(
+    rng: np.random.Generator, instruments: int, days: int, strength: float, volatility: float, market: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log closes, float64 [days, S], and signals, float32 [days, S], zero on the first days without history.
+
+    A loop over the days, because each depends on the prices before it; the instruments go side by side.
+    """
+    log_close = np.empty((days, instruments))
+    planted = np.zeros((days, instruments), dtype=np.float32)
+    log_close[0] = np.log(50.0) + 0.7 * rng.standard_normal(instruments)
+    noise = np.sqrt(1.0 - strength**2)
+    for t in range(1, days):
+        step = rng.standard_normal(instruments)
+        # Without a signal to act on, the noise has the whole variance.
+        if t - DELAY >= MOMENTUM_DAYS:
+            step *= noise
+            step += strength * planted[t - DELAY]
+        log_close[t] = log_close[t - 1] + volatility * step + market * rng.standard_normal()
+        if t >= MOMENTUM_DAYS:
+            planted[t] = _signal(log_close[t], log_close[t - REVERSAL_DAYS], log_close[t - MOMENTUM_DAYS])
+    return log_close, planted
+
+
+def _signal(now: np.ndarray, week_ago: np.ndarray, month_ago: np.ndarray) -> np.ndarray:
+    """Short-term reversal and the momentum before it, standardised over the instruments: [S]."""
+    raw = (week_ago - month_ago) / np.sqrt(MOMENTUM_DAYS - REVERSAL_DAYS) - (now - week_ago) / np.sqrt(REVERSAL_DAYS)
+    return (raw - raw.mean()) / raw.std()
+
+
+def _bars(rng: np.random.Generator, log_close: np.ndarray, volatility: float) -> np.ndarray:
+    """Bars of all days but the first from log closes [T + 1, S]: float32 [T, S, 6]."""
+    before, close = log_close[:-1], log_close[1:]
+    shape = close.shape
+    bars = np.empty((*shape, len(BARS)), dtype=np.float32)
+    opening = before + 0.3 * (close - before) + 0.3 * volatility * rng.standard_normal(shape)
+    high = np.maximum(opening, close) + np.abs(0.4 * volatility * rng.standard_normal(shape))
+    low = np.minimum(opening, close) - np.abs(0.4 * volatility * rng.standard_normal(shape))
+    vwap = np.clip(low + rng.uniform(0.25, 0.75, shape) * (high - low), low, high)
+    # Trading rises with the size of the day's move, and differs between instruments.
+    volume = rng.standard_normal(shape)
+    volume *= 0.4
+    volume += np.log(1e6) + rng.standard_normal(shape[1]) + np.minimum(np.abs(close - before) / volatility, 5.0) / 4
+    for name, values in {"open": opening, "close": close, "vwap": vwap, "volume": volume}.items():
+        bars[:, :, BARS.index(name)] = np.exp(values)
+    # Of the rounded prices, so that they hold to the last digit.
+    prices = [bars[:, :, BARS.index(name)] for name in ("open", "close", "vwap")]
+    bars[:, :, BARS.index("high")] = np.maximum.reduce([np.exp(high).astype(np.float32), *prices])
+    bars[:, :, BARS.index("low")] = np.minimum.reduce([np.exp(low).astype(np.float32), *prices])
+    return bars

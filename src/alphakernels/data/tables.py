@@ -1,0 +1,137 @@
+"""Reads a user's own table of prices or features, CSV or Parquet, long or wide, and says what is wrong with one it cannot.
+
+Long: a column of dates, one of instruments, and numeric columns. Wide: dates first, then one column an instrument.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from alphakernels.data.frames import shown
+from alphakernels.data.index import SHOWN, PanelIndex
+
+# In the order they are looked for: the first that a table has is taken.
+DATE_NAMES = ("datetime", "date", "timestamp", "trade_date", "time", "day")
+INSTRUMENT_NAMES = ("instrument", "symbol", "ticker", "ts_code", "asset", "stock", "code", "name")
+BAR_NAMES = {"open", "high", "low", "close", "adj close", "vwap", "volume"}
+
+CSV_SUFFIXES = (".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zip")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
+_logger = logging.getLogger(__name__)
+
+
+def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Reads a table of an instrument's numbers by day.
+
+    A table with a date column and an instrument column is long (their names are looked for in `DATE_NAMES` and
+    `INSTRUMENT_NAMES`, whatever the case). One without an instrument column, whose first column holds the dates, each
+    once, is wide: its other columns are instruments and its numbers closing prices. Instruments are read as text:
+    "000001" keeps its zeros. Columns without any number are left out with a warning in the log.
+
+    Args:
+        path: a file ending in one of `CSV_SUFFIXES` or `PARQUET_SUFFIXES`.
+
+    Returns:
+        Long: a frame indexed by (datetime, instrument), sorted, with numeric columns. Wide: a float64 frame with a
+        sorted DatetimeIndex "datetime" and columns "instrument". `frame.index.nlevels` tells them apart.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: a Parquet file without pyarrow installed.
+        ValueError: an unknown suffix, a file that cannot be read, an empty table, missing date or instrument
+            columns, dates that cannot be read, duplicate keys, a column of numbers that holds text, or no numeric
+            column; each names what was found.
+    """
+    path = Path(path)
+    table = _read(path)
+    if table.shape[0] == 0 or table.shape[1] == 0:
+        raise ValueError(f"{path}: the table must have rows, got none (columns: {shown(table.columns) or 'none'})")
+    date, instrument = _key_columns(path, table)
+    days = _dates(path, table[date])
+    numbers = _numeric(path, table.drop(columns=[date] if instrument is None else [date, instrument]))
+    if instrument is None:
+        return _wide(path, days, numbers)
+    names = table[instrument]
+    _check_present(path, instrument, names.isna() | (names.astype(str).str.strip() == ""), "an instrument")
+    names = names.astype(str).str.strip()
+    index = pd.MultiIndex.from_arrays([days, names], names=["datetime", "instrument"])
+    keys = PanelIndex.from_pandas(index)
+    try:
+        order = keys.sorting()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if order is not None:
+        numbers, keys = numbers.take(order), keys.take(order)
+    return numbers.set_axis(keys.to_pandas(), axis=0)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """The file as it stands, with dates and instruments as text where it is CSV."""
+    name = path.name.lower()
+    if not name.endswith(CSV_SUFFIXES + PARQUET_SUFFIXES):
+        known = ", ".join(CSV_SUFFIXES + PARQUET_SUFFIXES)
+        raise ValueError(f"{path}: a table's name must end in {known}, got {path.suffix or 'no suffix'}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (looked in {path.parent.resolve()})")
+    try:
+        if name.endswith(CSV_SUFFIXES):
+            header = pd.read_csv(path, nrows=0).columns
+            first = header[:1]
+            keys = {column for column in header if _plain(column) in DATE_NAMES + INSTRUMENT_NAMES} | set(first)
+            # As text: 000001 must keep its zeros, and 20200102 is a date. "NA" and "NULL" are tickers.
+            text = pd.read_csv(path, usecols=list(keys), dtype=str, keep_default_na=False, na_values=[""])
+            table = pd.read_csv(path, dtype=dict.fromkeys(keys, str), low_memory=False)
+            return table.assign(**{column: text[column] for column in keys})
+        table = pd.read_parquet(path)
+    except ImportError as error:
+        raise ImportError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow): {error}") from error
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path}: the table must have rows, got an empty file") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read as {path.suffix.lstrip('.')}: {error}") from error
+    named = [level for level in table.index.names if level is not None]
+    return table.reset_index() if named or isinstance(table.index, pd.DatetimeIndex) else table
+
+
+def _plain(column: object) -> str:
+    return str(column).strip().lower()
+
+
+def _key_columns(path: Path, table: pd.DataFrame) -> tuple[object, object | None]:
+    """The date column, and the instrument column or None in a wide table."""
+    plain = {_plain(column): column for column in reversed(table.columns)}
+    date = next((plain[name] for name in DATE_NAMES if name in plain), None)
+    instrument = next((plain[name] for name in INSTRUMENT_NAMES if name in plain and plain[name] != date), None)
+    found = f"the table has the columns {shown(table.columns)}"
+    # A wide table may have a stock whose ticker is CODE: prices are no names.
+    wide = date is not None and date == table.columns[0] and table[date].is_unique
+    if wide and instrument is not None and _reads_as_prices(table[instrument]):
+        instrument = None
+    if instrument is not None and date is None:
+        raise ValueError(
+            f"{path}: a date column is missing (one of {', '.join(DATE_NAMES)}); {found}; rename the column of dates"
+        )
+    if instrument is not None:
+        return date, instrument
+    date = table.columns[0] if date is None else date
+    bars = [column for column in table.columns if _plain(column) in BAR_NAMES]
+    if len(bars) > 1 or not table[date].dropna().is_unique:
+        why = (
+            f"{shown(bars)} are fields of one instrument"
+            if len(bars) > 1
+            else f"a wide table has each date once, but {table[date].dropna().duplicated().sum()} rows repeat a date"
+        )
+        if _all_unique_numbers(table[date]) and len(bars) > 1:
+            why = f"a date column is missing too, and {why}"
+        raise ValueError(
+            f"{path}: an instrument column is missing (one of {', '.join(INSTRUMENT_NAMES)}): {why}; {found}; "
+            f"rename or add the column of instruments"
+        )
+    return date, None

@@ -1,0 +1,267 @@
+"""What every estimator shares: parameters, seeding, checks, prediction in index order, and one file to save to.
+
+A subclass stores each constructor argument under its own name, as scikit-learn's do, and says how its network is
+built, trained and called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from alphakernels.data import RowBatches
+from alphakernels.estimators._device import own_random_streams, resolve_device
+from alphakernels.estimators._segments import Rows, check_features, load_rows
+from alphakernels.training import Callback, CheckpointError, load_module_state, load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a fit works with, handed to the subclass.
+
+    Attributes:
+        dataset: the dataset. features: its feature names. device: where to compute.
+        random_state: the NumPy stream for shuffling; seeded, and nobody else's.
+        evals_result: the caller's dict, to be filled.
+        checkpoint_dir: folder for resuming, or None. resume: whether to go on from it.
+        callbacks: the caller's callbacks.
+    """
+
+    dataset: Any
+    features: list[str]
+    device: torch.device
+    random_state: np.random.RandomState
+    evals_result: dict[str, list[float]]
+    checkpoint_dir: Path | None
+    resume: bool
+    callbacks: tuple[Callback, ...]
+
+    def checkpoint(self, phase: str) -> Path | None:
+        return None if self.checkpoint_dir is None else self.checkpoint_dir / f"{phase}.safetensors"
+
+
+class Estimator(ABC):
+    """Base of the estimators.
+
+    Attributes:
+        module_: the trained network, on its device, in eval mode; None before `fit` or `load`.
+        features_: names of the features it was trained on; None if not known (weights from elsewhere).
+        evals_result_: scores by epoch of the latest fit: {"train": [...], "valid": [...]}.
+    """
+
+    # Of a subclass: constructor arguments which say how to run and not what to compute.
+    _run_parameters: ClassVar[frozenset[str]] = frozenset({"GPU", "progress"})
+
+    GPU: int | str | torch.device
+    batch_size: int
+    seed: int
+    missing: str
+
+    def _initialise(self, parameters: dict[str, Any]) -> None:
+        """Stores the constructor's arguments; called first by every subclass's `__init__`."""
+        for name in self._parameter_names():
+            setattr(self, name, parameters[name])
+        self.module_: nn.Module | None = None
+        self.features_: list[str] | None = None
+        self.evals_result_: dict[str, list[float]] = {}
+        self._n_features = 0
+
+    @classmethod
+    def _parameter_names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments by name; `deep` is there for scikit-learn and changes nothing."""
+        return {name: getattr(self, name) for name in self._parameter_names()}
+
+    def set_params(self, **parameters: Any) -> Estimator:
+        """Changes constructor arguments for the next fit.
+
+        Raises:
+            ValueError: an argument that the constructor does not have, or would refuse.
+        """
+        unknown = [name for name in parameters if name not in self._parameter_names()]
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__}: parameters must be among {', '.join(self._parameter_names())}, "
+                f"got {', '.join(unknown)}"
+            )
+        checked = type(self)(**{**self.get_params(), **parameters})
+        for name in parameters:
+            setattr(self, name, getattr(checked, name))
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_params().items())})"
+
+    @property
+    def fitted(self) -> bool:
+        return self.module_ is not None
+
+    def fit(
+        self,
+        dataset: Any,
+        evals_result: dict[str, list[float]] | None = None,
+        save_path: str | os.PathLike[str] | None = None,
+        *,
+        resume: bool = False,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Estimator:
+        """Trains on the dataset's "train" segment, choosing the epoch by its "valid" segment.
+
+        The global random states of torch and NumPy are left as they were. Fitting again starts anew.
+
+        Args:
+            dataset: a `PanelDataset`, or anything with its `features`, `segments` and `segment(name)`.
+            evals_result: a dict that receives the scores by epoch, as Qlib's models do.
+            save_path: where to `save` the fitted model.
+            resume: go on from `checkpoint_dir` if it holds checkpoints of this very fit. After a kill the final
+                weights are bitwise those of a fit that was never interrupted.
+            checkpoint_dir: a folder for checkpoints, written at each epoch's end.
+            callbacks: see `alphakernels.training.Callback`.
+
+        Raises:
+            ValueError: features that do not fit the model; NaN or infinity in them (columns are named); a segment
+                that is empty or has no finite label.
+            NonFiniteLossError: the loss became NaN; the best weights so far are kept, and `predict` uses them.
+            CheckpointError: checkpoints of another fit.
+        """
+        if resume and checkpoint_dir is None:
+            raise ValueError(f"{type(self).__name__}: resume=True needs checkpoint_dir, got None")
+        device = resolve_device(self.GPU)
+        features = [str(name) for name in dataset.features]
+        self.evals_result_ = {} if evals_result is None else evals_result
+        context = FitContext(
+            dataset=dataset,
+            features=features,
+            device=device,
+            random_state=np.random.RandomState(self.seed),
+            evals_result=self.evals_result_,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            resume=resume,
+            callbacks=tuple(callbacks),
+        )
+        with own_random_streams(self.seed, device):
+            self._fit(context)
+        if save_path is not None:
+            self.save(save_path)
+        return self
+
+    @abstractmethod
+    def _fit(self, context: FitContext) -> None:
+        """Trains, and hands the network to `_keep`. torch is seeded with `seed`."""
+
+    @abstractmethod
+    def _network(self, n_features: int) -> nn.Module:
+        """A fresh network as `predict` calls it."""
+
+    @abstractmethod
+    def _predict_batch(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Scores [B] of features [B, D]."""
+
+    def _keep(self, module: nn.Module, features: list[str] | None, n_features: int) -> None:
+        self.module_ = module.eval()
+        self.features_ = features
+        self._n_features = n_features
+
+    def _module(self) -> nn.Module:
+        if self.module_ is None:
+            raise ValueError(f"{type(self).__name__} must be fitted first: call fit(dataset), or load(path)")
+        return self.module_
+
+    def _rows_to_predict(self, dataset: Any, segment: str) -> Rows:
+        self._module()
+        owner = type(self).__name__
+        check_features(dataset.features, self.features_, self._n_features, owner=owner)
+        return load_rows(dataset, segment, label=False, missing=self.missing, fill="zero")
+
+    def _batches(self, x: np.ndarray, y: np.ndarray | None = None, **options: Any) -> RowBatches:
+        return RowBatches(x, y, batch_size=self.batch_size, **options)
+
+    def predict(self, dataset: Any, segment: str = "test") -> pd.Series:
+        """Scores of every row of a segment, as a float32 Series in the order of the segment's index.
+
+        Raises:
+            ValueError: not fitted; other features than in training; NaN or infinity in them; an empty segment.
+        """
+        module = self._module()
+        rows = self._rows_to_predict(dataset, segment)
+        device = next(module.parameters()).device
+        with torch.inference_mode():
+            scores = [self._predict_batch(module, b.x).cpu() for b in self._batches(rows.x, device=device)]
+        return pd.Series(torch.cat(scores).numpy(), index=rows.index, name="score")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes weights, parameters and feature names to one safetensors file, in one step.
+
+        Raises:
+            ValueError: not fitted.
+            OSError: it could not be written; a previous file is as it was.
+        """
+        metadata = {
+            "kind": "model",
+            "class": type(self).__name__,
+            "parameters": json_parameters(self.get_params()),
+            "n_features": self._n_features,
+            "features": self.features_,
+            "evals_result": self.evals_result_,
+        }
+        save_tensors(path, self._module().state_dict(), metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: int | str | torch.device | None = None) -> Estimator:
+        """Reads what `save` wrote; no code of the file is run.
+
+        Args:
+            device: where the model goes; by default where it was trained, or the CPU if that is not here.
+
+        Raises:
+            FileNotFoundError: no such file.
+            CheckpointError: truncated, corrupt, or of another class, size or version.
+        """
+        source = f"checkpoint {os.fspath(path)}"
+        tensors, metadata = load_tensors(path)
+        if metadata.get("kind") != "model" or metadata.get("class") != cls.__name__:
+            raise CheckpointError(
+                f"{source}: expected a saved {cls.__name__}, got a {metadata.get('kind')} of class "
+                f"{metadata.get('class')}; load it with that class"
+            )
+        parameters: dict[str, Any] = metadata["parameters"]
+        unknown = [name for name in parameters if name not in cls._parameter_names()]
+        if unknown:
+            raise CheckpointError(
+                f"{source}: expected parameters that {cls.__name__} has, got also {', '.join(unknown)}; "
+                "read it with the alphakernels version that wrote it"
+            )
+        if device is not None:
+            parameters["GPU"] = device
+        elif str(parameters["GPU"]).startswith("cuda") and not torch.cuda.is_available():
+            parameters["GPU"] = -1
+        model = cls(**parameters)
+        with torch.random.fork_rng(devices=[]):  # building draws initial weights
+            module = model._network(metadata["n_features"])
+        load_module_state(module, tensors, source=source, saved_class=metadata["class"])
+        model._keep(module.to(resolve_device(model.GPU)), metadata["features"], metadata["n_features"])
+        model.evals_result_ = metadata["evals_result"]
+        return model
+
+
+def json_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments as JSON values: devices and paths by name, NumPy scalars as numbers."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else str(value)
+
+    return json.loads(json.dumps(parameters, default=plain))

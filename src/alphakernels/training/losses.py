@@ -1,0 +1,30 @@
+"""Losses that skip what was not observed: a missing label (NaN) has no say, and needs no synchronising index."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mse(prediction: Tensor, label: Tensor) -> Tensor:
+    """Mean squared error over the rows whose label is not NaN.
+
+    Args:
+        prediction: [...] floating point.
+        label: the same shape; NaN means not observed.
+
+    Returns:
+        0-d tensor. Without any label it is 0, still part of the graph: its gradient is zero everywhere.
+        An infinite label is not skipped, because it is a fault of the data and not a missing value.
+
+    Raises:
+        ValueError: the shapes differ (broadcasting [B] against [B, 1] would silently compare all pairs).
+    """
+    if prediction.shape != label.shape:
+        raise ValueError(
+            f"mse: label must have the prediction's shape {tuple(prediction.shape)}, got {tuple(label.shape)}"
+        )
+    observed = ~torch.isnan(label)
+    # `where` on the difference also stops the NaN from reaching the gradient of the skipped rows.
+    difference = torch.where(observed, prediction - torch.where(observed, label, 0.0), 0.0)
+    return difference.square().sum() / observed.sum().clamp(min=1)

@@ -1,0 +1,37 @@
+"""The routes by which an op's kernels are reached: a contract test takes the fixture `route`, and runs on each."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import alphakernels as ak
+from alphakernels.ops import _library
+
+# Triton reads TRITON_INTERPRET when it is imported: this process interprets from its start, or not at all.
+# `test_contract_interpreted.py` starts one that does.
+ROUTES = {"cpp": ("cpp", "cpu")}
+if os.environ.get("TRITON_INTERPRET") == "1":
+    ROUTES["interpreted"] = ("triton", "cpu")
+elif torch.cuda.is_available():
+    ROUTES["triton"] = ("triton", "cuda")
+
+
+@pytest.fixture(params=ROUTES)
+def route(request):
+    """(backend, device), with the backend in force."""
+    backend, device = ROUTES[request.param]
+    if backend == "cpp" and _library.compiled().problem:
+        pytest.skip(_library.compiled().problem)
+    with ak.use_backend(backend):
+        yield backend, device
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

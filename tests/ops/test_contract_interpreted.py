@@ -1,0 +1,37 @@
+"""The contract on the Triton kernels through Triton's interpreter, in a process that has it on from the start."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets itself")
+def test_interpreted_kernels_keep_the_contract():
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "interpreted and (parity or strided or never_written or every_output or opcheck)",
+    ]
+    done = subprocess.run(
+        [*command, str(HERE / "test_contract.py"), str(HERE / "test_contract_torch.py")],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

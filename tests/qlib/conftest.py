@@ -1,0 +1,61 @@
+"""What the parity tests against Qlib share. Qlib is imported in the test files only, which are skipped where it is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Qlib's sums depend on the number of threads; ours do not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def lively() -> Callable[[nn.Module, nn.Module], None]:
+    """A function that gives two modules of the same state_dict the same weights and statistics, none of them one or zero."""
+
+    def fill(one: nn.Module, other: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(5)
+        state = one.state_dict()
+        for name, t in state.items():
+            if name.endswith(("bn.weight", "running_var")):
+                t.copy_(0.5 + torch.rand(t.shape, generator=generator))
+            elif name.endswith(("bias", "running_mean")):
+                t.copy_(0.3 * torch.randn(t.shape, generator=generator))
+        other.load_state_dict(state)
+
+    return fill
+
+
+@pytest.fixture
+def in_float64() -> Callable[[bool], AbstractContextManager[None]]:
+    """A context in which networks are made in float64 and take what float32 they are given in float64.
+
+    Both trainings hand their networks float32 rows; exact sums need the rest in float64.
+    """
+
+    @contextmanager
+    def context(on: bool = True) -> Iterator[None]:
+        if not on:
+            yield
+            return
+        torch.set_default_dtype(torch.float64)
+        hook = nn.modules.module.register_module_forward_pre_hook(
+            lambda module, inputs: tuple(t.double() if torch.is_tensor(t) else t for t in inputs)
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
+            torch.set_default_dtype(torch.float32)
+
+    return context
