@@ -1,0 +1,33 @@
+"""Market panels: one float32 frame by (datetime, instrument), features, labels, normalisation, and the batches cut from them."""
+
+from .assemble import assemble
+from .batches import Batch, RowBatches
+from .features import forward_returns, price_windows, window_names
+from .finite import check_features_finite, check_label
+from .normalise import RobustZScore, cs_rank_norm, cs_zscore
+from .panel import PanelDataset, Segment
+from .sample import SP500_SECTORS, load_sp500_sample, sample_panel
+from .simulate import SimulatedMarket, simulate_market
+from .tables import read_table
+
+__all__ = [
+    "Batch",
+    "PanelDataset",
+    "RobustZScore",
+    "RowBatches",
+    "SP500_SECTORS",
+    "Segment",
+    "SimulatedMarket",
+    "assemble",
+    "check_features_finite",
+    "check_label",
+    "cs_rank_norm",
+    "cs_zscore",
+    "forward_returns",
+    "load_sp500_sample",
+    "price_windows",
+    "read_table",
+    "sample_panel",
+    "simulate_market",
+    "window_names",
+]
