@@ -1,0 +1,52 @@
+"""Peak memory of a training step against Qlib's network: what is allocated above the parameters, from the allocator's own record."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from alphakernels.models import TabNet
+
+qlib = pytest.importorskip("qlib.contrib.model.pytorch_tabnet", reason="make bench installs Qlib, the peer")
+
+
+def peak_bytes(function, device: torch.device) -> int:
+    """The most memory alive at once during the call, above what was alive before."""
+    function()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.profiler.profile(profile_memory=True) as profile:
+            function()
+    alive = peak = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def test_tabnet_peak(request, device) -> None:
+    batch, features = 4096, 158
+    x, priors, y = torch.randn(batch, features, device=device), torch.ones(batch, features, device=device), 0.0
+    peaks = {}
+    for name, cls in (("alphakernels", TabNet), ("Qlib eager", qlib.TabNet)):
+        torch.manual_seed(0)
+        network = cls(inp_dim=features, out_dim=64, relax=1.3, vbs=2048).to(device)
+
+        def step(network=network):
+            network.zero_grad(set_to_none=True)
+            (network(x, priors)[0] - y).square().mean().backward()
+
+        peaks[name] = peak_bytes(step, device)
+    ratio = peaks["Qlib eager"] / peaks["alphakernels"]
+    from conftest import MEMORY
+
+    MEMORY.append(("TabNet B 4096 training step, peak memory", peaks["alphakernels"], peaks["Qlib eager"], 2.0))
+    assert ratio > 1
