@@ -1,6 +1,4 @@
-"""The networks: names, initial weights, numbers against a plain composition, and everything torch does with a
-module.
-"""
+"""The networks: names, initial weights, numbers against a plain composition, and what torch does with a module."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What makes sparsemax sparsemax: the projection onto the simplex, and the same numbers as entmax and pytorch-
-tabnet give.
-"""
+"""What makes sparsemax sparsemax: the projection onto the simplex, and the numbers of entmax and pytorch-tabnet."""
 
 from __future__ import annotations
 

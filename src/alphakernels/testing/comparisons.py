@@ -42,7 +42,8 @@ def assert_close(
 
 def assert_no_worse_than_eager(name: str, actual: Tensor, eager: Tensor, exact: Tensor, factor: float = 2.0) -> None:
     """`actual` is no further from `exact` (float64) than `eager`, of the same dtype as `actual`, is: `factor` times
-    in root mean square, twice that in the worst element. One unit in the last place of the largest element is always allowed.
+    in root mean square, twice that in the worst element. One unit in the last place of the largest element is always
+    allowed.
 
     Errors are compared as statistics: give it a hundred numbers or more.
 
@@ -63,9 +64,7 @@ def assert_no_worse_than_eager(name: str, actual: Tensor, eager: Tensor, exact: 
 def outputs_and_gradients(
     function: Callable[[Tensors], Tensors], inputs: Tensors, needs_grad: tuple[str, ...], seed: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Outputs by name, and by name the gradients of a random linear combination of them (the same for every dtype
-    and device).
-    """
+    """Outputs, and gradients of a random linear combination of them that is the same for every dtype and device."""
     inputs = {name: t.detach().clone() if t is not None else None for name, t in inputs.items()}
     for name in needs_grad:
         inputs[name].requires_grad_()

@@ -1,8 +1,7 @@
 """How far a kernel may be from the float64 reference: one table for every op.
 
 `relative` bounds the error of an element by its own size, `of_largest` by the largest element of its tensor: a sum
-that cancels
-is as exact as its terms are. A test that needs another tolerance says why where it passes it.
+that cancels is as exact as its terms are. A test that needs another tolerance says why where it passes it.
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ def copied_statistics(i: Inputs) -> Inputs:
 def eager_norm(
     x: Tensor, i: Inputs, virtual_batch_size: int, training: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y and the running statistics by torch.nn.functional.batch_norm, virtual batch after virtual batch, as Qlib's
-    GBN has it.
-    """
+    """y and the running statistics by torch's batch_norm, virtual batch after virtual batch, as Qlib's GBN has it."""
     if i["linear_bias"] is not None:
         x = x + i["linear_bias"]
     mean, var = (i[k].clone() if i[k] is not None else None for k in ("running_mean", "running_var"))

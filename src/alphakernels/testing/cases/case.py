@@ -19,10 +19,8 @@ class Case:
     """One call of one op.
 
     `call` is the public function, `reference` the op's plain PyTorch; both take the inputs by name and return the
-    outputs by
-    name. What the public function updates in place (running statistics) is copied first and returned as an output,
-    so that
-    inputs stay as they are.
+    outputs by name. What the public function updates in place (running statistics) is copied first and returned as an
+    output, so that inputs stay as they are.
     """
 
     op: str
@@ -34,9 +32,8 @@ class Case:
     needs_grad: tuple[str, ...]
     purpose: str = "contract"  # or "gradcheck": a few elements, away from kinks; or "benchmark"
     tolerance: Tolerance | None = None  # for float32, where the case itself magnifies rounding
-    traffic: Callable[[Inputs], tuple[int, int]] | None = (
-        None  # elements that forward, backward must move: each tensor once
-    )
+    # Elements that forward and backward must move, each tensor once.
+    traffic: Callable[[Inputs], tuple[int, int]] | None = None
 
     def __str__(self) -> str:
         return f"{self.op}-{self.id}"
