@@ -27,6 +27,7 @@ import alphakernels
 from alphakernels.ops import _library
 
 ROWS: list[Row] = []
+PEAKS: list[Peak] = []
 RESULTS = Path(__file__).parent / "results.json"
 
 
@@ -43,6 +44,23 @@ class Row:
 
     def ratio(self, peer: str) -> float:
         return self.peers_ms[peer] / self.ours_ms
+
+
+@dataclass
+class Peak:
+    """Peak memory of a call, bytes above what was alive before: ours and a peer's."""
+
+    name: str
+    ours: int
+    peer: str
+    theirs: int
+    target: float  # ratio to reach
+
+
+@pytest.fixture
+def record_peak():
+    """record_peak(name, ours, peer, theirs, target): a row of the memory table."""
+    return lambda *values: PEAKS.append(Peak(*values))
 
 
 def pytest_addoption(parser) -> None:
@@ -163,7 +181,7 @@ def _processor() -> str:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    if not ROWS:
+    if not ROWS and not PEAKS:
         return
     write = terminalreporter.write_line
     write("")
@@ -175,5 +193,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
             write(f"{row.name:44s} {peer:22s} {row.ours_ms:9.3f} {ms:9.3f} {row.ratio(peer):6.2f}x {target:>7s} {floor:>10s}")
         if row.note:
             write(f"    {row.note}")
-    RESULTS.write_text(json.dumps({"environment": environment(), "rows": [asdict(row) for row in ROWS]}, indent=1) + "\n")
+    for peak in PEAKS:
+        ratio = peak.theirs / peak.ours
+        write(f"{peak.name:44s} {peak.peer:22s} {peak.ours / 1e6:7.1f}MB {peak.theirs / 1e6:7.1f}MB {ratio:6.2f}x {peak.target:7.2f}")
+    results = {"environment": environment(), "rows": [asdict(row) for row in ROWS], "peaks": [asdict(peak) for peak in PEAKS]}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     write(f"written to {RESULTS}")

@@ -96,7 +96,7 @@ class RowBatches:
         resting = [tensor.to(self.data_device) for tensor in tensors.values()]
         self._x = resting.pop(0)
         self._y = resting.pop(0) if y is not None else None
-        self._extras = dict(zip(extras or {}, resting))
+        self._extras = dict(zip(extras or {}, resting, strict=True))
 
     def __len__(self) -> int:
         full, tail = divmod(self.n_rows, self.batch_size)

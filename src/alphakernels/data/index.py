@@ -91,7 +91,7 @@ class PanelIndex:
         if index.names[0] == "instrument" or index.names[1] == "datetime":
             index = index.swaplevel()
         day, instrument = (np.asarray(codes, dtype=np.int64) for codes in index.codes)
-        for name, codes in zip(NAMES, (day, instrument)):
+        for name, codes in zip(NAMES, (day, instrument), strict=True):
             if (codes < 0).any():
                 raise ValueError(
                     f"every row must have a {name}, got {int((codes < 0).sum())} rows without, the first is row "

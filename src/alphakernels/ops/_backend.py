@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -90,7 +90,7 @@ def _names(dtypes: frozenset[torch.dtype]) -> str:
     return ", ".join(sorted(_name(d) for d in dtypes))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _choose(op: Op, device: str, dtype: torch.dtype, requested: str) -> Explanation:
     reasons = {}
     candidates = ("triton", "cpp") if device == "cuda" else ("cpp", "triton")
@@ -115,8 +115,8 @@ def _kernel(name: str, device: str, dtype: torch.dtype, requested: str) -> str:
     return _choose(_library.OPS[name], device, dtype, requested).kernel
 
 
-# torch.compile cannot trace the search for the library, and need not. This is what torch.compiler.assume_constant_result sets; calling
-# it would import torch._dynamo with this package.
+# torch.compile cannot trace the search for the library, and need not. This is what torch.compiler.assume_constant_result sets;
+# calling it would import torch._dynamo with this package.
 _kernel._dynamo_marked_constant = True
 
 

@@ -154,8 +154,8 @@ def ghost_batch_norm(
         [B, F] in x's dtype.
 
     Raises:
-        TypeError, ValueError: wrong dtype, rank or shapes; virtual_batch_size < 1; a virtual batch of one row in training; evaluation
-            without running statistics.
+        TypeError, ValueError: wrong dtype, rank or shapes; virtual_batch_size < 1; a virtual batch of one row in training;
+            evaluation without running statistics.
 
     Source: Hoffer et al. 2017, arXiv:1705.08741; Arik & Pfister 2019, arXiv:1908.07442; Qlib's GBN.
     """

@@ -257,7 +257,9 @@ def ghost_batch_norm_backward(
     if x.numel():
         tiles = {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4}
         _gradient_sums[grid](grad, x, mean, rstd, part1, part2, *blocks.arguments, n, **tiles)
-        join_sums[(grid[1],)](part1, part2, s1, s2, dweight, dbias, blocks.chunks, blocks.per_chunk, n, COLUMNS=COLUMNS, num_warps=1)
+        join_sums[(grid[1],)](
+            part1, part2, s1, s2, dweight, dbias, blocks.chunks, blocks.per_chunk, n, COLUMNS=COLUMNS, num_warps=1
+        )
         _input_gradient[grid](
             grad, x, mean, rstd, x if weight is None else weight, s1, s2, dx, *blocks.arguments, n,
             WEIGHT=weight is not None, TRAINING=training, **tiles,

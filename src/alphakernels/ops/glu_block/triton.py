@@ -133,7 +133,9 @@ def glu_block_backward(
     if norm:
         s1, s2 = (mean.new_empty(blocks.chunks, n) for _ in range(2))
         wide = blocks.grid(n)
-        join_sums[(wide[1],)](part1, part2, s1, s2, dweight, dbias, blocks.chunks, blocks.per_chunk, n, COLUMNS=COLUMNS, num_warps=1)
+        join_sums[(wide[1],)](
+            part1, part2, s1, s2, dweight, dbias, blocks.chunks, blocks.per_chunk, n, COLUMNS=COLUMNS, num_warps=1
+        )
         _through_norm[wide](
             dv, u, mean, rstd, u if weight is None else weight, s1, s2, du, *blocks.arguments, n,
             WEIGHT=weight is not None, TRAINING=training, **tiles,

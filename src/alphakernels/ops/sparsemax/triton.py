@@ -16,7 +16,7 @@ CHUNK = 8192
 
 @triton.jit
 def project(z, columns):
-    """Sparsemax of every row of z [ROWS, BLOCK] in float32; columns [1, BLOCK] says which exist. Rows without a meaning give NaN."""
+    """Sparsemax of every row of z [ROWS, BLOCK], float32; columns [1, BLOCK] says which exist. A row without a meaning gives NaN."""
     z = tl.where(columns, z, -float("inf"))
     top = tl.max(z, 1)  # [ROWS]
     nan = tl.max((z != z).to(tl.int32), 1)
@@ -38,7 +38,7 @@ def project(z, columns):
 
 @triton.jit
 def centre_on_support(grad, p):
-    """The gradient of sparsemax for rows [ROWS, BLOCK]: grad less its mean over the support {p > 0}, zero elsewhere; NaN stays NaN."""
+    """The gradient of sparsemax, rows [ROWS, BLOCK]: grad less its mean over the support {p > 0}, zero elsewhere; NaN stays NaN."""
     inside = p != 0
     poisoned = tl.where(inside, grad + (p - p), 0.0)
     size = tl.maximum(tl.sum(inside.to(tl.float32), 1), 1.0)
