@@ -1,4 +1,4 @@
-"""What the parity tests against Qlib share. Qlib is imported in the test files only, which are skipped where it is not installed."""
+"""What the parity tests against Qlib share. Only the test files import Qlib; they are skipped where it is not installed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Our TabNetModel against Qlib's TabnetModel on the same frame: loss curves, predictions, checkpoints, and Qlib's quirks.
 
 TabNet's training multiplies what differs in the last bit by 10 to 1000 a step (some twenty batch norms in a row; supports of
-sparsemax that flip), in Qlib itself as here. So that the curves say something, they are compared in float64 to 1e-4; where even
-that does not hold Qlib to itself, when its initial weights change in their last bit, to a few times of what this changes.
+sparsemax that flip), in Qlib itself as here. So the curves are compared in float64 to 1e-4, where nothing else can make them
+differ; and in float32 to 1e-4 or a few times what a change of Qlib's initial weights in their last bit makes of its own curve.
 """
 
 from __future__ import annotations
@@ -133,18 +133,14 @@ def fit_qlib(frame, folder, options, **kwargs):
     folder.mkdir(exist_ok=True)
     model, scores = Recorded(**options, **kwargs, pretrain_file=str(folder / "encoder.pt")), {}
     model.fit(QlibDataset(frame), scores, save_path=str(folder / "model.pt"))
-    return Fitted(
-        model, *map(np.array, (model.steps, -np.array(scores["train"]), -np.array(scores["valid"]), model.pretraining))
-    )
+    return Fitted(model, *map(np.array, (model.steps, -np.array(scores["train"]), -np.array(scores["valid"]), model.pretraining)))
 
 
 def fit_ours(frame, options, **kwargs):
     watch, scores = Watch(), {}
     model = TabNetModel(**{"drop_tail": True, "progress": False, **options, **kwargs})
     model.fit(PanelDataset(frame, segments=SEGMENTS), scores, callbacks=[watch])
-    return Fitted(
-        model, *map(np.array, (watch.steps, -np.array(scores["train"]), -np.array(scores["valid"]), watch.pretraining))
-    )
+    return Fitted(model, *map(np.array, (watch.steps, -np.array(scores["train"]), -np.array(scores["valid"]), watch.pretraining)))
 
 
 def distance(one, other):
@@ -177,12 +173,10 @@ def test_loss_curves_with_pretraining(tmp_path, in_float64, optimizer):
     frame, options = panel(), {**OPTIONS, "optimizer": optimizer, "lr": 0.001}
     with in_float64():
         theirs, ours = fit_qlib(frame, tmp_path, options), fit_ours(frame, options)
-        nudged = [fit_qlib(frame, tmp_path, options, nudge=seed) for seed in range(1, NUDGES + 1)]
     assert len(theirs.pretraining) == 4
     assert distance(ours.pretraining, theirs.pretraining) < 1e-5
     assert distance(ours.steps[:3], theirs.steps[:3]) < 1e-6
-    itself = max(distance(one.curve, theirs.curve) for one in nudged)
-    assert distance(ours.curve, theirs.curve) < max(CURVE, FACTOR * itself)
+    assert distance(ours.curve, theirs.curve) < CURVE
 
 
 @pytest.mark.parametrize("pretrain", [False, True])

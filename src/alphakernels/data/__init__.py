@@ -8,7 +8,7 @@ from .normalise import RobustZScore, cs_rank_norm, cs_zscore
 from .panel import PanelDataset, Segment
 from .sample import SP500_SECTORS, load_sp500_sample, sample_panel
 from .simulate import SimulatedMarket, simulate_market
-from .tables import read_table
+from .tables import panel_from_table, read_table
 
 __all__ = [
     "Batch",
@@ -25,6 +25,7 @@ __all__ = [
     "cs_zscore",
     "forward_returns",
     "load_sp500_sample",
+    "panel_from_table",
     "price_windows",
     "read_table",
     "sample_panel",

@@ -8,13 +8,20 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from alphakernels.data.assemble import FeatureNorm, LabelNorm, assemble
+from alphakernels.data.features import forward_returns, price_windows
 from alphakernels.data.frames import shown
 from alphakernels.data.index import SHOWN, PanelIndex
+from alphakernels.data.panel import PanelDataset
+
+DEFAULT_SHARES = {"train": 0.7, "valid": 0.15, "test": 0.15}
 
 # In the order they are looked for: the first that a table has is taken.
 DATE_NAMES = ("datetime", "date", "timestamp", "trade_date", "time", "day")
@@ -135,3 +142,132 @@ def _key_columns(path: Path, table: pd.DataFrame) -> tuple[object, object | None
             f"rename or add the column of instruments"
         )
     return date, None
+
+
+def _reads_as_prices(column: pd.Series) -> bool:
+    """Whether a column of text holds numbers with decimals: prices, where instruments would be names or codes."""
+    values = pd.to_numeric(column.dropna(), errors="coerce")
+    return len(values) > 0 and bool(values.notna().all()) and bool((values % 1 != 0).any())
+
+
+def _all_unique_numbers(column: pd.Series) -> bool:
+    """Whether a column holds plain numbers that are no dates, such as prices."""
+    values = pd.to_numeric(column, errors="coerce")
+    return bool(values.notna().all()) and bool(((values < 19000101) | (values > 21001231)).all())
+
+
+def _check_present(path: Path, column: object, missing: pd.Series, what: str) -> None:
+    if missing.any():
+        rows = ", ".join(str(row + 1) for row in np.flatnonzero(missing)[:SHOWN])
+        raise ValueError(
+            f"{path}: every row must have {what}, got {int(missing.sum())} rows without in column {str(column)!r}, "
+            f"the first are data rows {rows}"
+        )
+
+
+def _dates(path: Path, column: pd.Series) -> pd.DatetimeIndex:
+    """The dates of every row; 20200102 is a date too."""
+    if not pd.api.types.is_datetime64_any_dtype(column):
+        text = column.astype(str).str.strip().where(column.notna(), None)
+        _check_present(path, column.name, text.isna() | (text == ""), "a date")
+        parsed = pd.to_datetime(text, errors="coerce", format="ISO8601")
+        if parsed.isna().any():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pandas says that it guesses; what it cannot read is refused below
+                parsed = pd.to_datetime(text, errors="coerce")
+        bad = np.flatnonzero(parsed.isna())
+        if bad.size:
+            shown_values = ", ".join(f"{text.iloc[row]!r} (data row {row + 1})" for row in bad[:SHOWN])
+            raise ValueError(
+                f"{path}: column {str(column.name)!r} must hold dates such as 2020-01-31, got {bad.size} values that "
+                f"cannot be read: {shown_values}"
+            )
+        column = parsed
+    _check_present(path, column.name, column.isna(), "a date")
+    return pd.DatetimeIndex(column)
+
+
+def _numeric(path: Path, columns: pd.DataFrame) -> pd.DataFrame:
+    """The columns as numbers; those without any number are left out with a warning in the log."""
+    kept, dropped = {}, []
+    for position, name in enumerate(columns.columns):
+        column = columns.iloc[:, position]
+        values = pd.to_numeric(column, errors="coerce")
+        if values.notna().any():
+            text = np.flatnonzero(values.isna() & column.notna())
+            if text.size:
+                examples = ", ".join(f"{column.iloc[row]!r} (data row {row + 1})" for row in text[:SHOWN])
+                raise ValueError(f"{path}: column {str(name)!r} must hold numbers, got {text.size} texts: {examples}")
+            kept[str(name)] = values
+        else:
+            dropped.append(str(name))
+    if not kept:
+        raise ValueError(f"{path}: the table must have a numeric column, got {shown(columns.columns) or 'none'} beside its keys")
+    if dropped:
+        _logger.warning("%s: columns without a number are left out: %s", path, ", ".join(dropped))
+    return pd.DataFrame(kept, index=columns.index)
+
+
+def _wide(path: Path, days: pd.DatetimeIndex, numbers: pd.DataFrame) -> pd.DataFrame:
+    """Closes by day and instrument, sorted by day."""
+    twice = days[days.duplicated()].unique()
+    if len(twice):
+        raise ValueError(f"{path}: a wide table has each date once, got {len(twice)} more than once: {shown(twice)}")
+    frame = numbers.astype(np.float64).set_axis(days.rename("datetime"), axis=0).sort_index()
+    return frame.rename_axis(columns="instrument")
+
+
+def panel_from_table(
+    table: pd.DataFrame,
+    *,
+    label: str | None = None,
+    features: Sequence[str] | None = None,
+    lags: int = 20,
+    fields: Sequence[str] | None = None,
+    horizon: int = 1,
+    delay: int = 1,
+    segments: Mapping[str, Any] | None = None,
+    label_norm: LabelNorm = "rank",
+    feature_norm: FeatureNorm = "robust_zscore",
+) -> PanelDataset:
+    """A dataset ready to train on, from what `read_table` gives.
+
+    Args:
+        table: long or wide.
+        label: the label's column in a long table; None makes the label from the closes: their forward return.
+        features: the feature columns of a long table; None takes all but the label, or, where the label is made from
+            the closes, windows of `lags` values of `fields` (all of open, high, low, close, vwap, volume that there are).
+        lags, fields: of the windows, see `price_windows`; a wide table has the field close.
+        horizon, delay: of the forward return, see `forward_returns`.
+        segments: (first, last) day or share of the days by name; by default train 0.7, valid 0.15, test 0.15.
+        label_norm, feature_norm: see `assemble`.
+
+    Rows that hold a NaN in a feature are left out.
+
+    Raises:
+        ValueError: a column that is missing (the message lists what there is), no complete row, or what `assemble` raises.
+    """
+    segments = DEFAULT_SHARES if segments is None else segments
+    wide = table.index.nlevels == 1
+    for column in [*(features or ()), *(fields or ()), *([label] if label else ())]:
+        known = ["close"] if wide else list(table.columns)
+        if column not in known:
+            raise ValueError(f"the table has no column {column!r}; it has {shown(known)}")
+    if label is None and not wide and "close" not in table.columns:
+        raise ValueError(f"without a label column the label is the return of 'close', which is missing; the table has {shown(table.columns)}")
+    closes = {"close": table} if wide else table
+    if features is not None or label is not None:
+        if wide:
+            raise ValueError("features and label name columns of a long table, and this one is wide: date and one column an instrument")
+        rows = table[[c for c in table.columns if c != label] if features is None else list(features)]
+        rows = rows[rows.notna().all(axis=1)]
+    else:
+        bars = [name for name in ("open", "high", "low", "close", "vwap", "volume") if wide is False and name in table.columns]
+        rows = price_windows(closes, list(fields or bars or ["close"]), lags, complete=True)
+    if len(rows) == 0:
+        raise ValueError("no row is complete: each holds a NaN in some feature; take fewer lags, or fill the columns first")
+    if label is not None:
+        target = table[label]
+    else:
+        target = forward_returns(table if wide else table["close"], horizon, delay)
+    return assemble(rows, target, segments, label_norm, feature_norm)
