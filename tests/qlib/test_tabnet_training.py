@@ -2,7 +2,8 @@
 
 TabNet's training multiplies what differs in the last bit by 10 to 1000 a step (some twenty batch norms in a row; supports of
 sparsemax that flip), in Qlib itself as here. So the curves are compared in float64 to 1e-4, where nothing else can make them
-differ; and in float32 to 1e-4 or a few times what a change of Qlib's initial weights in their last bit makes of its own curve.
+differ, at a step size that leaves Qlib itself reproducible to that; and otherwise (float32, larger steps after pretraining) to
+1e-4 or a few times what a change of Qlib's initial weights in their last bit makes of its own curve.
 """
 
 from __future__ import annotations
@@ -179,12 +180,21 @@ def test_loss_curves_with_pretraining(tmp_path, in_float64, optimizer):
     assert distance(ours.curve, theirs.curve) < CURVE
 
 
-@pytest.mark.parametrize("pretrain", [False, True])
-@pytest.mark.parametrize("optimizer", ["adam", "gd"])
-def test_float32_curves_are_as_near_as_qlib_is_to_itself(tmp_path, optimizer, pretrain):
+@pytest.mark.parametrize(
+    ("optimizer", "pretrain", "exact"),
+    [
+        ("adam", False, False),
+        ("adam", True, False),
+        ("gd", False, False),
+        ("gd", True, False),
+        ("adam", True, True),  # Qlib's own optimizer and step size: with pretraining, float64 is not enough for 1e-4
+    ],
+)
+def test_curves_are_as_near_as_qlib_is_to_itself(tmp_path, in_float64, optimizer, pretrain, exact):
     frame, options = panel(), {**OPTIONS, "optimizer": optimizer, "pretrain": pretrain}
-    theirs, ours = fit_qlib(frame, tmp_path, options), fit_ours(frame, options)
-    nudged = [fit_qlib(frame, tmp_path, options, nudge=seed) for seed in range(1, NUDGES + 1)]
+    with in_float64(exact):
+        theirs, ours = fit_qlib(frame, tmp_path, options), fit_ours(frame, options)
+        nudged = [fit_qlib(frame, tmp_path, options, nudge=seed) for seed in range(1, NUDGES + 1)]
     for what in ("steps", "curve") + (("pretraining",) if pretrain else ()):
         expected = getattr(theirs, what)
         itself = max(distance(getattr(one, what), expected) for one in nudged)

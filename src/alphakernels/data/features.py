@@ -76,14 +76,16 @@ def price_windows(
         series[:, lags - 1 :] = values[name].T
         windows[name] = np.lib.stride_tricks.sliding_window_view(series, lags, axis=1)  # [S, T, lags]
         latest[name] = values[name] + VOLUME_EPS if name == "volume" else values["close" if over_close else name]
+    all_days, all_instruments = keys.day, keys.instrument  # positions in the windows, which `take` would renumber
     if complete:
-        keys = _complete(keys, windows, latest, lags)
+        keep = _complete(keys, windows, latest, lags)
+        all_days, all_instruments, keys = all_days[keep], all_instruments[keep], keys.take(keep)
 
     out = np.empty((len(keys), len(fields) * lags), dtype=np.float32)
     rows = max(1, CHUNK // lags)
     with np.errstate(divide="ignore", invalid="ignore"):
         for start in range(0, len(keys), rows):
-            day, instrument = keys.day[start : start + rows], keys.instrument[start : start + rows]
+            day, instrument = all_days[start : start + rows], all_instruments[start : start + rows]
             for j, name in enumerate(fields):
                 piece = windows[name][instrument, day]  # [rows, lags]
                 piece /= latest[name][day, instrument][:, None]
@@ -93,8 +95,8 @@ def price_windows(
 
 def _complete(
     keys: PanelIndex, windows: dict[str, np.ndarray], latest: dict[str, np.ndarray], lags: int
-) -> PanelIndex:
-    """The keys whose windows hold no NaN."""
+) -> np.ndarray:
+    """Which keys have windows without a NaN: bool [N]."""
     keep = np.ones(len(keys), dtype=bool)
     for name, window in windows.items():
         whole = ~np.isnan(latest[name])
@@ -109,7 +111,7 @@ def _complete(
             f"price_windows: no row has {lags} days of history without a gap; the prices have {len(keys.days)} days "
             f"and {len(keys.instruments)} instruments: use fewer lags, or complete=False to keep the gaps as NaN"
         )
-    return keys.take(keep)
+    return keep
 
 
 def forward_returns(close: Close, horizon: int = 1, delay: int = 1) -> Close:

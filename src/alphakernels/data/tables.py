@@ -254,11 +254,11 @@ def panel_from_table(
         if column not in known:
             raise ValueError(f"the table has no column {column!r}; it has {shown(known)}")
     if label is None and not wide and "close" not in table.columns:
-        raise ValueError(f"without a label column the label is the return of 'close', which is missing; the table has {shown(table.columns)}")
+        raise ValueError(f"without label= the label is the return of the column 'close'; the table has {shown(table.columns)}")
     closes = {"close": table} if wide else table
     if features is not None or label is not None:
         if wide:
-            raise ValueError("features and label name columns of a long table, and this one is wide: date and one column an instrument")
+            raise ValueError("features and label name columns of a long table; this one is wide: dates, then one column an instrument")
         rows = table[[c for c in table.columns if c != label] if features is None else list(features)]
         rows = rows[rows.notna().all(axis=1)]
     else:

@@ -1,0 +1,5 @@
+"""`python -m alphakernels`."""
+
+from alphakernels.cli import main
+
+main()

@@ -1,0 +1,65 @@
+"""The command line: doctor, demo, train, predict. A user's mistake is one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compiled kernels for the deep models of quantitative research.")
+
+Model = Annotated[str, typer.Option(help="Which model: tabnet.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="torch threads; by default torch's own choice.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, processor, devices, and which kernel runs each op where, with the reason wherever the reference runs."""
+    from .doctor import report
+
+    typer.echo(report())
+
+
+@app.command()
+def demo(
+    model: Model = "tabnet",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("alphakernels-demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 4,
+    pretrain_epochs: Annotated[int, typer.Option(min=1, help="Epochs of pretraining.")] = 2,
+    start: Annotated[str | None, typer.Option(help="First day used of the sample, such as 2005.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Rows a step.")] = 4096,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Trains a model on the bundled real market data and says how it went: losses, IC, speed-up."""
+    from .demo import run
+
+    run(model, out, epochs=epochs, pretrain_epochs=pretrain_epochs, start=start, batch_size=batch_size, threads=threads, quiet=quiet)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="CSV or Parquet, long (date, instrument, columns) or wide (date, one column each).")],
+    model: Model = "tabnet",
+    config: Annotated[Path | None, typer.Option(help="YAML with `data:` and `model:`.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("alphakernels-run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Trains a model on a table of your own; writes predictions, model and report."""
+    from .train import run
+
+    run(data, model, config, out, resume=resume, threads=threads, quiet=quiet)
+
+
+def main() -> None:
+    """Entry point of `alphakernels` and `python -m alphakernels`."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"alphakernels: {error}", err=True)
+        sys.exit(2)

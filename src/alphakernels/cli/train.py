@@ -1,0 +1,85 @@
+"""Training on a user's own table, from a YAML file.
+
+    data:
+      label: my_label            # or none: the forward return of close
+      lags: 20
+      segments: {train: ["2010", "2016"], valid: ["2017", "2018"], test: ["2019", null]}   # or shares: {train: 0.7, ...}
+    model:
+      n_epochs: 10
+      batch_size: 2048
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+import yaml
+
+from alphakernels.data import panel_from_table, read_table
+
+from ._run import Record, finish, model_class
+
+
+def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise ValueError(f"{what}: unknown key {key!r}{hint}")
+
+
+def read_config(path: Path | None, model_arguments: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `data` and `model` parts of a YAML file, each {} where missing.
+
+    Raises:
+        ValueError: not YAML, not a mapping, or an unknown key (the nearest known one is named).
+    """
+    if path is None:
+        return {}, {}
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path}: must be a mapping with data: and model:, got {type(content).__name__}")
+    _known(f"--config {path}", content, ("data", "model"))
+    parts = {name: content.get(name) or {} for name in ("data", "model")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise ValueError(f"--config {path}: {name} must be a mapping, got {type(part).__name__}")
+    table_arguments = [name for name in inspect.signature(panel_from_table).parameters if name != "table"]
+    _known(f"--config {path}, data", parts["data"], table_arguments)
+    _known(f"--config {path}, model", parts["model"], model_arguments)
+    return parts["data"], parts["model"]
+
+
+def run(data: Path, model: str, config: Path | None, out: Path, *, resume: bool, threads: int | None, quiet: bool) -> None:
+    """Reads, trains, writes; see `alphakernels train --help`."""
+    estimator = model_class(model)
+    arguments = list(inspect.signature(estimator).parameters)
+    table_options, model_options = read_config(config, arguments)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    dataset = panel_from_table(read_table(data), **table_options)
+    typer.echo(f"data       {dataset}")
+    for segment in ("train", "valid", "test"):
+        dataset.segment(segment)
+    rows = len(dataset.segment("train").x)
+    defaults: dict[str, Any] = {"d_feat": None, "progress": not quiet}
+    if "batch_size" not in model_options:
+        defaults["batch_size"] = min(4096, max(2, rows))
+    network = estimator(**{**defaults, **model_options})
+    out.mkdir(parents=True, exist_ok=True)
+    record = Record()
+    network.fit(dataset, callbacks=[record], checkpoint_dir=out / "checkpoints", resume=resume)
+    finish(network, dataset, record, out, f"{estimator.__name__} on {data.name}")
+    typer.echo(f"written    {out}/predictions.csv, model.safetensors, report.png")

@@ -1,0 +1,90 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from alphakernels.cli import app
+from alphakernels.data import simulate_market
+from alphakernels.estimators import TabNetModel
+from alphakernels.ops._library import OPS
+
+runner = CliRunner()
+PNG = b"\x89PNG"
+
+
+def test_doctor_says_what_runs_where():
+    result = runner.invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    for name in OPS:
+        if not name.endswith("_backward"):
+            assert name in result.output
+    assert "torch" in result.output and "processor" in result.output
+
+
+def test_demo_writes_what_it_says(tmp_path):
+    out = tmp_path / "demo"
+    arguments = ["demo", "--out", str(out), "--epochs", "1", "--pretrain-epochs", "1", "--start", "2013", "--batch-size", "1024"]
+    result = runner.invoke(app, [*arguments, "--quiet"])
+    assert result.exit_code == 0, result.output
+    for part in ("pretraining", "fine-tuning", "test IC", "Rank IC", "compiled", "reference"):
+        assert part in result.output
+    predictions = pd.read_csv(out / "predictions.csv")
+    assert list(predictions.columns) == ["datetime", "instrument", "score", "label"]
+    assert predictions["score"].notna().all()
+    assert (out / "report.png").read_bytes()[:4] == PNG
+    assert TabNetModel.load(out / "model.safetensors").fitted
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "prices.csv"
+    simulate_market(10, 120, seed=1).frame.reset_index().to_csv(path, index=False)
+    return path
+
+
+def config(tmp_path, text: str):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+SMALL = "data: {lags: 3}\nmodel: {n_epochs: 1, pretrain: false, batch_size: 256, vbs: 64, out_dim: 8}\n"
+
+
+def test_train_on_a_table(tmp_path, table):
+    out = tmp_path / "run"
+    arguments = ["train", "--data", str(table), "--config", config(tmp_path, SMALL), "--out", str(out), "--quiet"]
+    done = subprocess.run([sys.executable, "-m", "alphakernels", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "report.png").read_bytes()[:4] == PNG
+    assert len(pd.read_csv(out / "predictions.csv")) > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "none.csv"], "none.csv: no such file"),
+        (["--data", "{table}", "--model", "gbdt"], "--model must be one of tabnet, got 'gbdt'"),
+        (["--data", "{table}", "--config", "{config:model: {n_epoch: 1}}"], "unknown key 'n_epoch'; did you mean 'n_epochs'?"),
+        (["--data", "{table}", "--config", "{config:data: {segments: {train: [1980, 1981]}}}"], "segment 'train'"),
+        (["--data", "{table}", "--config", "{config:[1, 2}"], "cannot be read as YAML"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, table, arguments, message):
+    filled = []
+    for argument in arguments:
+        if argument.startswith("{config:"):
+            argument = config(tmp_path, argument[len("{config:") : -1])
+        filled.append(argument.replace("{table}", str(table)))
+    command = [sys.executable, "-m", "alphakernels", "train", *filled, "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
