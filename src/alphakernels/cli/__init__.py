@@ -29,7 +29,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("alphakernels-demo"),
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 4,
     pretrain_epochs: Annotated[int, typer.Option(min=1, help="Epochs of pretraining.")] = 2,
-    start: Annotated[str | None, typer.Option(help="First day used of the sample, such as 2005.")] = None,
+    start: Annotated[str, typer.Option(help="First day used of the sample, 1990 at the earliest.")] = "2000",
     batch_size: Annotated[int, typer.Option(min=2, help="Rows a step.")] = 4096,
     threads: Threads = None,
     quiet: Quiet = False,

@@ -46,7 +46,7 @@ def step_times(features: int, batch: int, vbs: int) -> dict[str, float]:
 
 
 def run(
-    model: str, out: Path, *, epochs: int, pretrain_epochs: int, start: str | None, batch_size: int, threads: int | None, quiet: bool
+    model: str, out: Path, *, epochs: int, pretrain_epochs: int, start: str, batch_size: int, threads: int | None, quiet: bool
 ) -> None:
     """Trains, prints, writes; see `alphakernels demo --help`."""
     estimator = model_class(model)
