@@ -6,6 +6,7 @@ Only PyTorch's headers are needed, and they are looked up in the environment bei
 isolation, which hides that environment's packages, does no harm.
 """
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -24,25 +25,17 @@ if BUILD not in ("auto", "cpu", "cuda", "none"):
     raise SystemExit(f"ALPHAKERNELS_BUILD must be auto, cpu, cuda or none, got {BUILD!r}")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Each file of csrc/cpu is compiled once per instruction set; the processor chooses among them when the library is loaded.
-ISA_FLAGS = {"portable": []}
-if X86:
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
-    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
+ISA_FLAGS = {"portable": [], **({"avx2": ["-mavx2", "-mfma"], "avx512": AVX512} if X86 else {})}
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
 CUDA_ARCHS = os.environ.get("ALPHAKERNELS_CUDA_ARCHS", "80;90;100").split(";")
 
 
 def torch_home():
     """The folder of the installed torch: of this interpreter, or, in an isolated build, of the environment behind it."""
-    for path in (sysconfig.get_path("platlib"), sysconfig.get_path("purelib")):
-        if (Path(path) / "torch" / "include" / "torch" / "csrc" / "stable").is_dir():
-            return Path(path) / "torch"
-    try:
-        import torch
-
-        return Path(torch.__file__).parent
-    except ImportError:
-        return None
+    found = importlib.util.find_spec("torch")
+    homes = [Path(sysconfig.get_path("platlib"), "torch")] + ([Path(found.origin).parent] if found and found.origin else [])
+    return next((home for home in homes if (home / "include" / "torch" / "csrc" / "stable").is_dir()), None)
 
 
 TORCH = torch_home()
@@ -88,8 +81,6 @@ class BuildLibrary(build_ext):
 
 
 def extensions():
-    if BUILD == "none":
-        return []
     sources = [str(p) for folder in ("common", "cpu", "bindings") for p in sorted((CSRC / folder).glob("*.cpp"))]
     common = dict(language="c++", py_limited_api=True, optional=True, depends=[str(p) for p in CSRC.rglob("*.h")])
     found = [Extension("alphakernels._C", sources, **common)]
@@ -101,7 +92,7 @@ def extensions():
 
 
 setup(
-    ext_modules=extensions(),
+    ext_modules=extensions() if BUILD != "none" else [],
     cmdclass={"build_ext": BuildLibrary},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if BUILD != "none" else {},
     setup_requires=[] if TORCH is not None or BUILD == "none" else ["torch>=2.10"],
