@@ -82,7 +82,7 @@ class BuildLibrary(build_ext):
 
 def extensions():
     sources = [str(p) for folder in ("common", "cpu", "bindings") for p in sorted((CSRC / folder).glob("*.cpp"))]
-    common = dict(language="c++", py_limited_api=True, optional=True, depends=[str(p) for p in CSRC.rglob("*.h")])
+    common = dict(language="c++", py_limited_api=True, optional=True, depends=["setup.py", *map(str, CSRC.rglob("*.*"))])
     found = [Extension("alphakernels._C", sources, **common)]
     cuda = [str(p) for p in sorted((CSRC / "cuda").glob("*.cu"))]
     torch_has_cuda = TORCH is not None and any((TORCH / "lib").glob("*torch_cuda*"))
