@@ -1,23 +1,31 @@
 """Market panels: one float32 frame by (datetime, instrument), features, labels, normalisation, and the batches cut from them."""
 
 from .assemble import assemble
-from .batches import Batch, RowBatches
+from .batches import DayBatches, RowBatches, WindowBatches
 from .features import forward_returns, price_windows, window_names
 from .finite import check_features_finite, check_label
+from .gather import Batch
+from .index import PanelIndex
 from .normalise import RobustZScore, cs_rank_norm, cs_zscore
 from .panel import PanelDataset, Segment
 from .sample import SP500_SECTORS, load_sp500_sample, sample_panel
 from .simulate import SimulatedMarket, simulate_market
 from .tables import panel_from_table, read_table
+from .windows import WindowDataset, Windows
 
 __all__ = [
     "Batch",
+    "DayBatches",
     "PanelDataset",
+    "PanelIndex",
     "RobustZScore",
     "RowBatches",
     "SP500_SECTORS",
     "Segment",
     "SimulatedMarket",
+    "WindowBatches",
+    "WindowDataset",
+    "Windows",
     "assemble",
     "check_features_finite",
     "check_label",

@@ -1,161 +1,177 @@
-"""Row batches: a segment cut into [B, D] pieces by one vectorised gather a batch, without a Python object a row.
+"""Three ways to cut a segment into batches, by one vectorised gather a batch, without a Python object a row.
 
-The shuffle draws from NumPy's legacy stream exactly as Qlib's training loops do (`indices = np.arange(n)`, then
-`np.random.shuffle(indices)`), so that the same seed visits the same rows in the same order.
+What each draws when it shuffles is what Qlib's training loops of this kind draw, so that the same seed visits the same
+rows in the same order: `RowBatches` and `DayBatches` NumPy's legacy stream (`np.random.shuffle` of the rows, or of the
+days), `WindowBatches` torch's global stream as a `torch.utils.data.DataLoader` does.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Batches of data that lie on the device need no copy each; a quarter leaves room for the model and its activations.
-DEVICE_SHARE = 0.25
+from alphakernels.data.gather import Batch, Gather
+from alphakernels.data.windows import Windows
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of a segment.
-
-    Attributes:
-        x: features [B, ...].
-        y: labels [B, ...], NaN where not observed, or None.
-        rows: int64 [B], the rows' positions in the segment.
-        extras: what else a model needs of these rows, by name, each [B, ...].
-    """
-
-    x: Tensor
-    y: Tensor | None
-    rows: np.ndarray
-    extras: dict[str, Tensor] = field(default_factory=dict)
-
-
-class RowBatches:
+class RowBatches(Gather):
     """A re-iterable stream of `Batch`; `len` is the number of batches of one pass, `n_rows` the rows of the data.
 
     Args:
-        x: features [N, ...], floating point, NumPy array or tensor. Not copied where it already lies where wanted,
-            and never written to.
-        y: labels [N, ...], or None.
+        x, y: features [N, ...] and labels [N, ...] or None.
         batch_size: rows a batch.
         shuffle: the RandomState each pass draws its order from, or None for the rows as they stand.
         drop_last: leave out the last batch of a pass when it is shorter than `batch_size`, as Qlib's training does.
             Data of less than one full batch is never left out.
-        device: where the batches are handed out; None means where the data lies.
-        data_device: where all the data rests: a device, "cpu", or "auto": on `device` when it fits in a quarter of
-            the device's free memory, else on the CPU, from where each batch travels through pinned memory.
-        extras: more arrays [N, ...] by name, of any dtype, cut by the same rows into `Batch.extras`.
+        more: device, data_device, extras, weight: see `Gather`.
 
     Raises:
-        ValueError: no rows, arrays of different lengths, or a batch size < 1.
-        TypeError: features or labels that are not floating point.
+        ValueError: a batch size < 1, or as `Gather`.
+        TypeError: as `Gather`.
     """
 
     def __init__(
         self,
-        x: np.ndarray | Tensor,
+        x: np.ndarray | Tensor | Windows,
         y: np.ndarray | Tensor | None = None,
         *,
         batch_size: int,
-        shuffle: np.random.RandomState | None = None,
+        shuffle: Any = None,
         drop_last: bool = False,
-        device: str | torch.device | None = None,
-        data_device: str | torch.device = "auto",
-        extras: Mapping[str, np.ndarray | Tensor] | None = None,
+        **more: Any,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"RowBatches: batch_size must be at least 1, got {batch_size}")
-        tensors = {"x": _as_tensor(x)}
-        if y is not None:
-            tensors["y"] = _as_tensor(y)
-        for name, tensor in tensors.items():
-            if not tensor.is_floating_point():
-                raise TypeError(f"RowBatches: {name} must be floating point, got {tensor.dtype}")
-        tensors |= {f"extras[{name!r}]": _as_tensor(value) for name, value in (extras or {}).items()}
-        for name, tensor in tensors.items():
-            rows = tensor.shape[0] if tensor.dim() else 0
-            if tensor.dim() == 0 or rows != tensors["x"].shape[0]:
-                raise ValueError(
-                    f"RowBatches: {name} must have one entry a row of x, whose shape is {tuple(tensors['x'].shape)}, "
-                    f"got shape {tuple(tensor.shape)}"
-                )
-        self.n_rows = tensors["x"].shape[0]
-        if self.n_rows == 0:
-            raise ValueError("RowBatches: x must have at least one row, got 0")
-
+            raise ValueError(f"{type(self).__name__}: batch_size must be at least 1, got {batch_size}")
+        super().__init__(x, y, **more)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.device = tensors["x"].device if device is None else _indexed(torch.device(device))
-        self.data_device = _data_device(data_device, self.device, tensors.values())
-        resting = [tensor.to(self.data_device) for tensor in tensors.values()]
-        self._x = resting.pop(0)
-        self._y = resting.pop(0) if y is not None else None
-        self._extras = dict(zip(extras or {}, resting, strict=True))
 
     def __len__(self) -> int:
         full, tail = divmod(self.n_rows, self.batch_size)
         return full if tail == 0 or (self.drop_last and full) else full + 1
 
     def __iter__(self) -> Iterator[Batch]:
-        order = np.arange(self.n_rows)
-        if self.shuffle is None:
-            positions = None
-        else:
-            self.shuffle.shuffle(order)
-            positions = torch.from_numpy(order).to(self.data_device)
+        order = self._order()
+        positions = self._at_rest(order) if self.shuffle else None
         for number in range(len(self)):
             piece = slice(number * self.batch_size, min((number + 1) * self.batch_size, self.n_rows))
-            yield Batch(
-                x=self._cut(self._x, piece, positions),
-                y=None if self._y is None else self._cut(self._y, piece, positions),
-                rows=order[piece],
-                extras={name: self._cut(tensor, piece, positions) for name, tensor in self._extras.items()},
-            )
+            yield self._batch(order[piece], piece if positions is None else positions[piece])
 
-    def _cut(self, data: Tensor, piece: slice, positions: Tensor | None) -> Tensor:
-        """The rows of one batch, on the batches' device."""
-        if self.data_device == self.device:
-            return data[piece] if positions is None else data.index_select(0, positions[piece])
-        # The pinned-memory allocator hands a buffer out again only after the copy that reads it has finished, so
-        # the copy may overlap with the step before it.
-        staged = torch.empty(
-            (piece.stop - piece.start, *data.shape[1:]),
-            dtype=data.dtype,
-            pin_memory=self.device.type == "cuda",
-        )
-        if positions is None:
-            staged.copy_(data[piece])
+    def _order(self) -> np.ndarray:
+        """The rows as this pass takes them: int64 [N]."""
+        order = np.arange(self.n_rows)
+        if self.shuffle is not None:
+            self.shuffle.shuffle(order)
+        return order
+
+
+class WindowBatches(RowBatches):
+    """Batches of time-series windows, x [B, T, D]: see `Windows`.
+
+    Args:
+        x: the windows. y: labels [N] or None.
+        shuffle: visit the windows in random order: that in which a shuffling DataLoader visits Qlib's TSDataSampler
+            (which lists them by instrument, then day) from the same state of torch's global stream.
+        batch_size, drop_last, more: as in `RowBatches`.
+
+    A pass draws from torch's global stream what the DataLoader draws: one number, and with `shuffle` another.
+    """
+
+    def __init__(self, x: Windows, y: np.ndarray | Tensor | None = None, *, shuffle: bool = False, **more: Any) -> None:
+        if not isinstance(x, Windows):
+            raise TypeError(f"WindowBatches: x must be Windows, as a segment of PanelDataset.windows has, got {type(x).__name__}")
+        super().__init__(x, y, shuffle=bool(shuffle), **more)
+        self._by_instrument = x.by_instrument() if shuffle else None
+
+    def _order(self) -> np.ndarray:
+        _draw()  # the loader's seed for its workers
+        if self._by_instrument is None:
+            return np.arange(self.n_rows)
+        generator = torch.Generator()
+        generator.manual_seed(_draw())
+        return self._by_instrument[torch.randperm(self.n_rows, generator=generator).numpy()]
+
+
+def _draw() -> int:
+    return int(torch.empty((), dtype=torch.int64).random_().item())
+
+
+class DayBatches(Gather):
+    """A batch a trading day: x [n, ...] of the n instruments of that day. `Batch.offsets` says where each day begins.
+
+    Args:
+        x, y: features [N, ...] (or `Windows`) and labels [N] or None.
+        day: [N], the day's number of each row, in any order; rows of a day keep theirs.
+        days_per_batch: days a batch.
+        shuffle: the RandomState each pass draws the order of the days from, or None for days in order.
+        more: device, data_device, extras, weight: see `Gather`.
+
+    In a batch of several days `Batch.weight` makes the weighted mean over its labelled rows the mean over its days of the
+    day's mean: days count alike, however many instruments they have.
+
+    Raises:
+        ValueError: days_per_batch < 1, or as `Gather`. TypeError: as `Gather`.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray | Tensor | Windows,
+        y: np.ndarray | Tensor | None = None,
+        *,
+        day: np.ndarray,
+        days_per_batch: int = 1,
+        shuffle: np.random.RandomState | None = None,
+        **more: Any,
+    ) -> None:
+        if days_per_batch < 1:
+            raise ValueError(f"DayBatches: days_per_batch must be at least 1, got {days_per_batch}")
+        super().__init__(x, y, **more)
+        day = np.asarray(day)
+        if day.shape != (self.n_rows,):
+            raise ValueError(f"DayBatches: day must have one entry a row of x, {(self.n_rows,)}, got shape {day.shape}")
+        self.days_per_batch = days_per_batch
+        self.shuffle = shuffle
+        # Rows by day: day k has the rows `_rows[_begin[k] : _begin[k + 1]]`.
+        self._rows = None if (np.diff(day) >= 0).all() else np.argsort(day, kind="stable")
+        ordered = day if self._rows is None else day[self._rows]
+        self._begin = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1], True])
+        self.n_days = len(self._begin) - 1
+        if y is not None and days_per_batch > 1:
+            labels = self._by_row["y"].cpu().reshape(self.n_rows, -1)[:, 0].numpy()
+            seen = np.isfinite(labels if self._rows is None else labels[self._rows])
+            self._labelled = np.add.reduceat(seen, self._begin[:-1])
+
+    def __len__(self) -> int:
+        return -(-self.n_days // self.days_per_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = np.arange(self.n_days)
+        if self.shuffle is not None:
+            self.shuffle.shuffle(order)
+        for start in range(0, self.n_days, self.days_per_batch):
+            yield self._batch_of_days(order[start : start + self.days_per_batch])
+
+    def _batch_of_days(self, days: np.ndarray) -> Batch:
+        begin, end = self._begin[days], self._begin[days + 1]
+        offsets = np.r_[0, np.cumsum(end - begin)]
+        if self._rows is None and (begin[1:] == end[:-1]).all():
+            where: slice | Tensor = slice(int(begin[0]), int(end[-1]))
+            rows = np.arange(where.start, where.stop)
         else:
-            torch.index_select(data, 0, positions[piece], out=staged)
-        return staged.to(self.device, non_blocking=True)
-
-
-def _as_tensor(values: np.ndarray | Tensor) -> Tensor:
-    """A tensor of the same memory. PyTorch warns of read-only arrays, but batches never write to the data."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
-        return torch.as_tensor(values)
-
-
-def _data_device(asked: str | torch.device, device: torch.device, tensors: Iterable[Tensor]) -> torch.device:
-    """Where the data rests: see `RowBatches`."""
-    if asked != "auto":
-        return _indexed(torch.device(asked))
-    if device.type != "cuda":
-        return device
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.device != device)
-    free, _ = torch.cuda.mem_get_info(device)
-    return device if size <= DEVICE_SHARE * free else torch.device("cpu")
-
-
-def _indexed(device: torch.device) -> torch.device:
-    """"cuda" is the current GPU by its number, so that equal places compare equal."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+            rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
+            rows = rows if self._rows is None else self._rows[rows]
+            where = self._at_rest(rows)
+        batch = self._batch(rows, where, torch.from_numpy(offsets))
+        if self.days_per_batch == 1 or batch.y is None:
+            return batch
+        labelled = self._labelled[days]
+        share = labelled.sum() / (np.maximum(labelled, 1) * max((labelled > 0).sum(), 1))  # [days]
+        weight = torch.from_numpy(np.repeat(share, end - begin)).to(batch.y)
+        if batch.weight is not None:
+            weight *= batch.weight
+        return Batch(batch.x, batch.y, batch.rows, batch.extras, weight, batch.offsets)

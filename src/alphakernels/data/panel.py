@@ -7,7 +7,7 @@ a model trains on is a view of the dataset, not a copy.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from alphakernels.data.frames import columns_of, read_float32
 from alphakernels.data.index import SHOWN, PanelIndex, as_days
 from alphakernels.data.normalise import RobustZScore, cs_rank_norm, cs_zscore
 from alphakernels.data.segments import Bound, check_segments, segment_days
+from alphakernels.data.windows import WindowDataset, Windows
 
 SegmentLike = str | slice | tuple[Bound, Bound]
 
@@ -28,20 +29,24 @@ class Segment:
 
     Attributes:
         name: as asked for.
-        x: features [N, D], float32.
+        x: features [N, D], float32; in a dataset of windows, `Windows` [N, T, D].
         y: label [N], float32, NaN where not observed; None in a dataset without label.
         index: (datetime, instrument) of the N rows.
         features: the D features' names.
     """
 
     name: str
-    x: np.ndarray
+    x: np.ndarray | Windows
     y: np.ndarray | None
     index: pd.MultiIndex
     features: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def with_features(self, x: np.ndarray | Windows) -> Segment:
+        """The same rows with other features."""
+        return replace(self, x=x)
 
     def label_series(self) -> pd.Series:
         """The label as a Series, for metrics and plots.
@@ -55,7 +60,8 @@ class Segment:
 
     def check_finite(self) -> None:
         """Raises a ValueError which names the feature columns that hold NaN or infinity."""
-        check_features_finite(self.x, self.features, where=f"segment {self.name!r}")
+        x = self.x.source if isinstance(self.x, Windows) else self.x
+        check_features_finite(x, self.features, where=f"segment {self.name!r}")
 
     def check_label(self) -> None:
         """Raises a ValueError where the label is missing, NaN in every row, or infinite in some."""
@@ -204,6 +210,13 @@ class PanelDataset:
             ValueError: an unknown name (the message lists the known ones), or no row lies in the segment (the
                 message prints the range of the data).
         """
+        rows = self.segment_rows(segment)
+        name = segment if isinstance(segment, str) else "as asked"
+        y = None if self.y is None else self.y[rows]
+        return Segment(name, self.x[rows], y, self.panel_index.to_pandas(rows), self.features)
+
+    def segment_rows(self, segment: SegmentLike) -> slice:
+        """Where the rows of a segment lie: see `segment`."""
         if isinstance(segment, str):
             if segment not in self.segments:
                 known = ", ".join(map(repr, self.segments)) or "none: pass segments=, or use with_segments"
@@ -214,9 +227,14 @@ class PanelDataset:
             bounds = check_segments({name: segment}, self.days.tz)[name]
         span = segment_days(self.days, *bounds, name)
         start, stop = np.searchsorted(self.panel_index.day, [span.start, span.stop])
-        rows = slice(int(start), int(stop))
-        y = None if self.y is None else self.y[rows]
-        return Segment(name, self.x[rows], y, self.panel_index.to_pandas(rows), self.features)
+        return slice(int(start), int(stop))
+
+    def windows(self, step_len: int) -> WindowDataset:
+        """The panel as time series: a sample is a row and the `step_len` - 1 days before it, [T, D].
+
+        The windows are those of Qlib's TSDatasetH with fillna_type="ffill+bfill": see `alphakernels.data.windows`.
+        """
+        return WindowDataset(self, step_len)
 
     def check_finite(self, segment: SegmentLike, *, label: bool = False) -> None:
         """Raises a ValueError naming the feature columns of a segment that hold NaN or infinity.
