@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "simd.h"
 
@@ -68,16 +69,48 @@ inline void pack(const T* b, int64_t stride, int64_t depth, int64_t columns, T* 
   pack_panels(depth, columns, packed, [=](int64_t k, int64_t j) { return b[k * stride + j]; });
 }
 
+// One stage of a transpose in registers (Eklundh): rows r and r + step exchange the blocks that lie across the diagonal.
+template <class T, int step, bool high, size_t... lane>
+inline Vec<T> exchange(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
+  constexpr int lanes = sizeof...(lane);
+  if constexpr (high)
+    return __builtin_shufflevector(a, b, (lane & step ? lanes + static_cast<int>(lane) : static_cast<int>(lane) + step)...);
+  else
+    return __builtin_shufflevector(a, b, (lane & step ? lanes + static_cast<int>(lane) - step : static_cast<int>(lane))...);
+}
+
+template <class T, int step = 1>
+inline void transpose(Vec<T>* rows) {
+  constexpr int lanes = kLanes<T>;
+  if constexpr (step < lanes) {
+#pragma GCC unroll 16
+    for (int r = 0; r < lanes; ++r)
+      if ((r & step) == 0) {
+        const Vec<T> a = rows[r], b = rows[r + step];
+        rows[r] = exchange<T, step, false>(a, b, std::make_index_sequence<lanes>{});
+        rows[r + step] = exchange<T, step, true>(a, b, std::make_index_sequence<lanes>{});
+      }
+    transpose<T, 2 * step>(rows);
+  }
+}
+
 // The transpose of row-major b [columns, depth]: the weight of a linear layer, so that A times it is x @ weight.T.
 template <class T>
 inline void pack_transposed(const T* b, int64_t stride, int64_t depth, int64_t columns, T* packed) {
-  constexpr int64_t width = kPanel<T>;
-  for (int64_t j0 = 0; j0 < columns; j0 += width, packed += depth * width) {
-    const int64_t n = std::min(width, columns - j0);
-    for (int64_t k0 = 0; k0 < depth; k0 += 16)  // a block of rows at a time: both sides stay in L1
-      for (int64_t j = 0; j < width; ++j)
-        for (int64_t k = k0; k < std::min(k0 + 16, depth); ++k) packed[k * width + j] = j < n ? b[(j0 + j) * stride + k] : T{0};
-  }
+  constexpr int64_t width = kPanel<T>, lanes = kLanes<T>;
+  for (int64_t j0 = 0; j0 < columns; j0 += width, packed += depth * width)
+    for (int64_t j = 0; j < width; j += lanes) {
+      int64_t k = 0;
+      if (j0 + j + lanes <= columns)
+        for (; k + lanes <= depth; k += lanes) {
+          Vec<T> block[lanes];
+          for (int64_t r = 0; r < lanes; ++r) block[r] = load<Vec<T>>(b + (j0 + j + r) * stride + k);
+          transpose<T>(block);
+          for (int64_t r = 0; r < lanes; ++r) store(packed + (k + r) * width + j, block[r]);
+        }
+      for (; k < depth; ++k)
+        for (int64_t r = j; r < j + lanes; ++r) packed[k * width + r] = j0 + r < columns ? b[(j0 + r) * stride + k] : T{0};
+    }
 }
 
 // A as the product reads it: element (i, k) is data[i * row + k * step].
@@ -125,6 +158,8 @@ struct Accumulator {
 template <class T, int rows>
 inline void tile(const Operand<T>& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool add) {
   Accumulator<T, rows> acc;
+  for (int i = 0; i < rows; ++i)  // C's lines come in while the product runs
+    for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(c + i * stride + v * kLanes<T>, 1);
   if (columns == kPanel<T>) {
     if (add)
       acc.load_from(c, stride);
@@ -154,12 +189,20 @@ inline void tile_of(int64_t n, const Operand<T>& a, const T* panel, int64_t dept
 template <class T>
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Operand<T>& a, const T* packed, T* c, int64_t stride,
                      bool add = false) {
-  constexpr int64_t block = 16 * kTileRows;
-  for (int64_t i0 = 0; i0 < rows; i0 += block)
-    for (int64_t j = 0; j < columns; j += kPanel<T>)
+  constexpr int64_t block = 8 * kTileRows, line = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t panels = (columns + kPanel<T> - 1) / kPanel<T>;
+  for (int64_t i0 = 0; i0 < rows; i0 += block) {
+    // The next block of A comes into L2 while this one is multiplied: its rows are too short for the processor to foresee.
+    const int64_t ahead = a.step == 1 ? std::clamp<int64_t>(rows - i0 - block, 0, block) : 0;
+    const int64_t share = (ahead + panels - 1) / panels;
+    for (int64_t p = 0, j = 0; p < panels; ++p, j += kPanel<T>) {
+      for (int64_t i = i0 + block + p * share; i < i0 + block + std::min(ahead, (p + 1) * share); ++i)
+        for (int64_t k = 0; k < depth; k += line) __builtin_prefetch(a.data + i * a.row + k, 0, 2);
       for (int64_t i = i0; i < std::min(i0 + block, rows); i += kTileRows)
         tile_of<T>(std::min<int64_t>(kTileRows, rows - i), {a.data + i * a.row, a.row, a.step}, packed + j * depth, depth,
                    c + i * stride + j, stride, std::min(kPanel<T>, columns - j), add);
+    }
+  }
 }
 
 }  // namespace

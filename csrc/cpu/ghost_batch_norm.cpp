@@ -31,32 +31,24 @@ template <class T>
 void ghost_batch_norm_backward(const T* grad, const T* x, const T* weight, const T* mean, const T* rstd, int64_t n,
                                const Chunks& chunks, bool training, T* dx, T* dweight, T* dbias) {
   T* sums = new T[static_cast<size_t>(chunks.count * 2 * n)];
-  gradient_sums<T>(n, chunks, sums, [&](int64_t i, int64_t chunk, T* s1, T* s2) {
-    const T *g = grad + i * n, *row = x + i * n, *m = mean + chunk * n, *r = rstd + chunk * n;
-    each_column_once<T>(n, [&](auto pack, int64_t j) {
-      using P = decltype(pack);
-      const P dy = load<P>(g + j), xhat = (load<P>(row + j) - load<P>(m + j)) * load<P>(r + j);
-      store(s1 + j, static_cast<P>(load<P>(s1 + j) + dy));
-      store(s2 + j, static_cast<P>(load<P>(s2 + j) + dy * xhat));
+  gradient_sums<T>(n, chunks, rstd, sums, [&](int64_t begin, int64_t end, int64_t chunk, T* s1, T* s2) {
+    const T* m = mean + chunk * n;
+    rows_together(begin, end, [&](auto rows, int64_t i) {
+      each_column_once<T>(n, [&](auto pack, int64_t j) {
+        using P = decltype(pack);
+        const P mj = load<P>(m + j);
+        P a = load<P>(s1 + j), b = load<P>(s2 + j);
+        for (int64_t k = i * n + j, r = 0; r < rows; ++r, k += n) {
+          const P dy = load<P>(grad + k);
+          a += dy;
+          b += dy * (load<P>(x + k) - mj);
+        }
+        store(s1 + j, a);
+        store(s2 + j, b);
+      });
     });
   });
-  parallel_for(chunks.blocks(), 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t c = chunks.chunk_of_block(block);
-      const T *m = mean + c * n, *r = rstd + c * n, *s1 = sums + c * 2 * n, *s2 = s1 + n;
-      const T inverse = static_cast<T>(1.0 / static_cast<double>(chunks.end(c) - chunks.begin(c)));
-      for (int64_t i = chunks.block_begin(block); i < chunks.block_end(block); ++i)
-        for_each_pack<T>(n, [&](auto pack, int64_t j) {
-          using P = decltype(pack);
-          P scale = load<P>(r + j);
-          const P xhat = (load<P>(x + i * n + j) - load<P>(m + j)) * scale;
-          if (weight != nullptr) scale *= load<P>(weight + j);
-          P d = load<P>(grad + i * n + j);
-          if (training) d -= (load<P>(s1 + j) + xhat * load<P>(s2 + j)) * inverse;
-          store(dx + i * n + j, static_cast<P>(scale * d));
-        });
-    }
-  });
+  input_gradient(n, chunks, grad, x, mean, rstd, weight, sums, training, dx);
   parameter_gradients(n, chunks.count, sums, dweight, dbias);
   delete[] sums;
 }

@@ -7,6 +7,8 @@
 // a fixed order: the result is the same for any number of threads.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/chunks.h"
 #include "../common/parallel.h"
 #include "../common/simd.h"
@@ -155,18 +157,25 @@ Affine<T> affine_at(const T* table, int64_t n, int64_t chunk) {
   return {t, t + n, t + 2 * n};
 }
 
-// The two column sums every normalisation gradient needs, over each chunk: of dy, and of dy * xhat. `accumulate(i, chunk, s1, s2)`
-// adds row i's dy and dy * xhat to s1 and s2, both [n]. Result: sums [chunks, 2, n] in T.
+// Calls f(rows_together, i) for rows [begin, end), a few together so that what belongs to a column is loaded once for all of them.
+template <class F>
+inline void rows_together(int64_t begin, int64_t end, const F& f) {
+  int64_t i = begin;
+  for (; i + kRowsTogether <= end; i += kRowsTogether) f(std::integral_constant<int, kRowsTogether>{}, i);
+  for (; i < end; ++i) f(std::integral_constant<int, 1>{}, i);
+}
+
+// The two column sums every normalisation gradient needs, over each chunk: of dy, and of dy * xhat. `accumulate(begin, end, chunk,
+// s1, s2)` adds dy and dy * (x - mean) of rows [begin, end) to s1 and s2, both [n]. Result: sums [chunks, 2, n] in T.
 template <class T, class Accumulate>
-void gradient_sums(int64_t n, const Chunks& chunks, T* sums, const Accumulate& accumulate) {
+void gradient_sums(int64_t n, const Chunks& chunks, const T* rstd, T* sums, const Accumulate& accumulate) {
   const int64_t blocks = chunks.blocks(), per_chunk = chunks.blocks_per_chunk();
   T* partial = new T[static_cast<size_t>(blocks * 2 * n)];
   parallel_for(blocks, 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       T* s = partial + block * 2 * n;
       for (int64_t j = 0; j < 2 * n; ++j) s[j] = 0;
-      const int64_t chunk = chunks.chunk_of_block(block);
-      for (int64_t i = chunks.block_begin(block); i < chunks.block_end(block); ++i) accumulate(i, chunk, s, s + n);
+      accumulate(chunks.block_begin(block), chunks.block_end(block), chunks.chunk_of_block(block), s, s + n);
     }
   });
   parallel_for(2 * n, 128, [&](int64_t first, int64_t last) {
@@ -174,10 +183,47 @@ void gradient_sums(int64_t n, const Chunks& chunks, T* sums, const Accumulate& a
       for (int64_t j = first; j < last; ++j) {
         double total = 0;
         for (int64_t b = c * per_chunk; b < (c + 1) * per_chunk; ++b) total += partial[b * 2 * n + j];
-        sums[c * 2 * n + j] = static_cast<T>(total);
+        sums[c * 2 * n + j] = static_cast<T>(j < n ? total : total * static_cast<double>(rstd[c * n + j - n]));
       }
   });
   delete[] partial;
+}
+
+// The gradient of the norm's input from that of its output, dy, which dx may take the place of:
+// a (dy - mean dy - xhat mean(dy * xhat)) with a = rstd * weight; in evaluation a dy.
+template <class T>
+void input_gradient(int64_t n, const Chunks& chunks, const T* dy, const T* x, const T* mean, const T* rstd, const T* weight,
+                    const T* sums, bool training, T* dx) {
+  T* table = new T[static_cast<size_t>(chunks.count * 3 * n)];  // dx = a dy - shift - (x - mean) slope, [chunks, {a, shift, slope}, n]
+  for (int64_t c = 0; c < chunks.count; ++c) {
+    const double rows = static_cast<double>(chunks.end(c) - chunks.begin(c));
+    const T* s = sums + c * 2 * n;
+    T* t = table + c * 3 * n;
+    for (int64_t j = 0; j < n; ++j) {
+      const double r = rstd[c * n + j], a = weight != nullptr ? r * weight[j] : r;
+      t[j] = static_cast<T>(a);
+      t[n + j] = static_cast<T>(a * s[j] / rows);
+      t[2 * n + j] = static_cast<T>(a * r * s[n + j] / rows);
+    }
+  }
+  parallel_for(chunks.blocks(), 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t c = chunks.chunk_of_block(block);
+      const T *a = table + c * 3 * n, *shift = a + n, *slope = shift + n, *m = mean + c * n;
+      rows_together(chunks.block_begin(block), chunks.block_end(block), [&](auto rows, int64_t i) {
+        each_column_once<T>(n, [&](auto pack, int64_t j) {  // perhaps in place: each column once
+          using P = decltype(pack);
+          const P aj = load<P>(a + j), shift_j = load<P>(shift + j), slope_j = load<P>(slope + j), mj = load<P>(m + j);
+          for (int64_t k = (i * n + j), r = 0; r < rows; ++r, k += n) {
+            P d = aj * load<P>(dy + k);
+            if (training) d -= shift_j + (load<P>(x + k) - mj) * slope_j;
+            store(dx + k, d);
+          }
+        });
+      });
+    }
+  });
+  delete[] table;
 }
 
 // dbias = sum over chunks of sum dy; dweight = of sum dy * xhat.

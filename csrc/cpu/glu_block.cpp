@@ -51,57 +51,52 @@ void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bia
   const bool norm = mean != nullptr;
   T* table = affine_of<T>(n, norm ? chunks.count : 1, mean, nullptr, rstd, weight, bias);
   // First pass: the gradient of v, written to du; with a norm also its column sums. Second pass, of a norm alone: du in place.
-  // So the sigmoid is taken once.
-  const auto gate_row = [&](int64_t i, const Affine<T>& v, const auto& use) {
-    const T* row = u + i * n;
-    return [&, i, v, row](auto pack, int64_t j) {
-      using P = decltype(pack);
+  // So the sigmoid is taken once. `use(r, centred value, centred gate, dvalue, dgate)` for each of the rows together.
+  const auto gate_rows = [=](auto rows, int64_t i, const Affine<T>& v, auto pack, int64_t j, const auto& use) {
+    using P = decltype(pack);
+    const P mv = load<P>(v.mean + j), av = load<P>(v.a + j), bv = load<P>(v.b + j);
+    const P mg = load<P>(v.mean + h + j), ag = load<P>(v.a + h + j), bg = load<P>(v.b + h + j);
+    for (int64_t r = i; r < i + rows; ++r) {
+      const P cv = load<P>(u + r * n + j) - mv, cg = load<P>(u + r * n + h + j) - mg;
       P dvalue, dgate;
-      gate_gradients<P, T>(load<P>(grad + i * h + j) * scale, v.template operator()<P>(row, j),
-                           v.template operator()<P>(row, h + j), dvalue, dgate);
-      store(du + i * n + j, dvalue);
-      store(du + i * n + h + j, dgate);
-      use(j, dvalue);
-      use(h + j, dgate);
-    };
+      gate_gradients<P, T>(load<P>(grad + r * h + j) * scale, cv * av + bv, cg * ag + bg, dvalue, dgate);
+      store(du + r * n + j, dvalue);
+      store(du + r * n + h + j, dgate);
+      use(cv, cg, dvalue, dgate);
+    }
   };
   if (!norm) {
     const Affine<T> v = affine_at(table, n, 0);
     parallel_for(chunks.rows, 1 + 4096 / n, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) for_each_pack<T>(h, gate_row(i, v, [](int64_t, auto) {}));
+      rows_together(first, last, [&](auto rows, int64_t i) {
+        for_each_pack<T>(h, [&](auto pack, int64_t j) { gate_rows(rows, i, v, pack, j, [](auto...) {}); });
+      });
     });
     delete[] table;
     return;
   }
   T* sums = new T[static_cast<size_t>(chunks.count * 2 * n)];
-  gradient_sums<T>(n, chunks, sums, [&](int64_t i, int64_t chunk, T* s1, T* s2) {
-    const T *row = u + i * n, *m = mean + chunk * n, *r = rstd + chunk * n;
-    each_column_once<T>(h, gate_row(i, affine_at(table, n, chunk), [&](int64_t k, auto d) {
-                          using P = decltype(d);
-                          const P xhat = (load<P>(row + k) - load<P>(m + k)) * load<P>(r + k);
-                          store(s1 + k, static_cast<P>(load<P>(s1 + k) + d));
-                          store(s2 + k, static_cast<P>(load<P>(s2 + k) + d * xhat));
-                        }));
+  gradient_sums<T>(n, chunks, rstd, sums, [&](int64_t begin, int64_t end, int64_t chunk, T* s1, T* s2) {
+    const Affine<T> v = affine_at(table, n, chunk);
+    rows_together(begin, end, [&](auto rows, int64_t i) {
+      each_column_once<T>(h, [&](auto pack, int64_t j) {
+        using P = decltype(pack);
+        P value1 = load<P>(s1 + j), value2 = load<P>(s2 + j), gate1 = load<P>(s1 + h + j), gate2 = load<P>(s2 + h + j);
+        gate_rows(rows, i, v, pack, j, [&](P cv, P cg, P dvalue, P dgate) {
+          value1 += dvalue;
+          value2 += dvalue * cv;
+          gate1 += dgate;
+          gate2 += dgate * cg;
+        });
+        store(s1 + j, value1);
+        store(s2 + j, value2);
+        store(s1 + h + j, gate1);
+        store(s2 + h + j, gate2);
+      });
+    });
   });
   parameter_gradients(n, chunks.count, sums, dweight, dbias);
-  parallel_for(chunks.blocks(), 1 + 16384 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t c = chunks.chunk_of_block(block);
-      const Affine<T> v = affine_at(table, n, c);
-      const T *m = mean + c * n, *r = rstd + c * n, *s1 = sums + c * 2 * n, *s2 = s1 + n;
-      const T inverse = static_cast<T>(1.0 / static_cast<double>(chunks.end(c) - chunks.begin(c)));
-      for (int64_t i = chunks.block_begin(block); i < chunks.block_end(block); ++i)
-        each_column_once<T>(n, [&](auto pack, int64_t k) {  // in place: each column once
-          using P = decltype(pack);
-          P d = load<P>(du + i * n + k);
-          if (training) {
-            const P xhat = (load<P>(u + i * n + k) - load<P>(m + k)) * load<P>(r + k);
-            d -= (load<P>(s1 + k) + xhat * load<P>(s2 + k)) * inverse;
-          }
-          store(du + i * n + k, static_cast<P>(d * load<P>(v.a + k)));
-        });
-    }
-  });
+  input_gradient(n, chunks, du, u, mean, rstd, weight, sums, training, du);
   delete[] sums;
   delete[] table;
 }

@@ -94,7 +94,8 @@ def test_gradcheck(case):
         def function(*tensors):
             return inner(*tensors[:position], inputs["linear_bias"], *tensors[position:])
 
-    assert torch.autograd.gradcheck(function, given)
+    with ak.use_backend("cpp"):
+        assert torch.autograd.gradcheck(function, given)
 
 
 @CONTRACT
@@ -184,12 +185,10 @@ def test_same_bits_run_to_run_and_with_any_number_of_threads(case, threads):
         assert_bitwise(case, result, results[0])
 
 
-@CONTRACT
+@pytest.mark.parametrize("case", [c for c in cases("contract") if not c.follows_autocast], ids=str)
 def test_autocast_computes_in_float32(case):
     inputs = case.inputs(torch.float32, seed=8)
-    half = [
-        k for k, t in inputs.items() if t is not None and (t.dim() == 2 or case.op == "sparsemax")
-    ]  # made by linear layers
+    half = [k for k, t in inputs.items() if t is not None and (t.dim() == 2 or case.op == "sparsemax")]  # made by linear layers
     mixed = inputs | {k: inputs[k].bfloat16() for k in half}
 
     def call(i):
@@ -230,9 +229,7 @@ def _no_rows(features):
         (lambda x: ops.attentive_mask(x, torch.ones(0, 4), update_prior=True).new_prior, _no_rows(4), (0, 4)),
         (lambda x: ops.attentive_mask(x, torch.ones(0, 4)).entropy, _no_rows(4), ()),
         (
-            lambda x: ops.ghost_batch_norm(
-                x, None, None, torch.ones(4), torch.ones(4), virtual_batch_size=3, training=False
-            ),
+            lambda x: ops.ghost_batch_norm(x, None, None, torch.ones(4), torch.ones(4), virtual_batch_size=3, training=False),
             _no_rows(4),
             (0, 4),
         ),

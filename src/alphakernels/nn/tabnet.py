@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,22 +18,6 @@ from .. import ops
 from .ghost_batch_norm import GhostBatchNorm
 
 _HALF_SQRT = math.sqrt(0.5)
-
-
-class _MaskedLinear(torch.autograd.Function):
-    """`(x * mask) @ weight.T`, keeping x and the mask, which live anyway, instead of their product [B, D] for the backward pass."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, mask, weight)
-        return F.linear(x * mask, weight)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, mask, weight = ctx.saved_tensors
-        grad = grad.to(weight.dtype)  # autocast makes the product, and so its gradient, half precision
-        masked = grad @ weight  # [B, D], the gradient of x * mask
-        return (masked * mask).to(x.dtype), (masked * x).to(mask.dtype), grad.t() @ (x * mask).to(weight.dtype)
 
 
 class GLU(nn.Module):
@@ -55,14 +38,11 @@ class GLU(nn.Module):
         self.bn = GhostBatchNorm(out_dim * 2, vbs=vbs)
         self.od = out_dim
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None = None, scale: float = 1.0, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
         # [B, 2 * out_dim], without the bias, which goes into the kernel with the norm: in training it cancels there, in evaluation
         # it is part of one multiply-add per element. Folding the norm into the weight would not save a pass here (the gate needs
         # one) and would cost seven small operations a call, most of the latency of a small batch.
-        weight = self.fc.weight
-        u = F.linear(x, weight) if mask is None else _MaskedLinear.apply(x, mask, weight)
+        u = ops.linear(x, self.fc.weight, mask)
         norm = self.bn.norm_arguments()
         out = ops.glu_block(u, **norm, linear_bias=self.fc.bias, residual=residual, scale=scale)
         self.bn.count_batches(x.shape[0])
@@ -131,7 +111,7 @@ class AttentiveTransformer(nn.Module):
     def attend(self, a: Tensor, priors: Tensor, update_prior: bool = False):
         """The mask with its neighbours: an `ops.attentive_mask` result (mask, entropy, new_prior or None)."""
         if self.training:
-            logits = self.bn(F.linear(a, self.fc.weight), linear_bias=self.fc.bias)  # [B, D]
+            logits = self.bn(ops.linear(a, self.fc.weight), linear_bias=self.fc.bias)  # [B, D]
         else:
             logits = F.linear(a, *self.bn.fold_into(self.fc))
         return ops.attentive_mask(logits, priors.to(logits.dtype), self.r, update_prior=update_prior)
@@ -152,9 +132,7 @@ class DecisionStep(nn.Module):
     Shapes: x [B, D], a [B, n_a], priors [B, D] -> (transformed [B, n_d + n_a], sparsity loss 0-d).
     """
 
-    def __init__(
-        self, inp_dim: int, n_d: int, n_a: int, shared: nn.ModuleList | None, n_ind: int, relax: float, vbs: int
-    ) -> None:
+    def __init__(self, inp_dim: int, n_d: int, n_a: int, shared: nn.ModuleList | None, n_ind: int, relax: float, vbs: int) -> None:
         super().__init__()
         self.atten_tran = AttentiveTransformer(n_a, inp_dim, relax, vbs)
         self.fea_tran = FeatureTransformer(inp_dim, n_d + n_a, shared, n_ind, vbs)

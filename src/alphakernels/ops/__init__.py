@@ -4,8 +4,9 @@ from . import _library
 from .attentive_mask import attentive_mask
 from .ghost_batch_norm import ghost_batch_norm
 from .glu_block import glu_block
+from .linear import linear
 from .sparsemax import sparsemax
 
 _library.compiled()
 
-__all__ = ["attentive_mask", "ghost_batch_norm", "glu_block", "sparsemax"]
+__all__ = ["attentive_mask", "ghost_batch_norm", "glu_block", "linear", "sparsemax"]

@@ -102,6 +102,8 @@ def _choose(op: Op, device: str, dtype: torch.dtype, requested: str) -> Explanat
             reasons[kernel] = "the Triton kernel runs on a GPU"
             continue
         reason = reason_against(op, kernel, device, dtype)
+        if requested == kernel == "triton" and op.triton is None:
+            requested = "reference"  # PyTorch's own kernel is the GPU's: asking for Triton means the ops that have one
         if reason is None:
             detail = f"{_library.compiled().isa}, {_name(dtype)}" if kernel == "cpp" else f"{device}, {_name(dtype)}"
             return Explanation(op.name, kernel, detail, reasons)
@@ -130,18 +132,32 @@ def choose(op: Op, tensor: torch.Tensor) -> str:
 _watch: list[Explanation] | None = None
 
 
-def run(op: Op, reference: Callable, tensor: torch.Tensor, *args):
-    """Runs `op` on `args` by the kernel chosen for `tensor`: the reference directly, a kernel through the dispatcher."""
+def run(op: Op, reference: Callable, tensor: torch.Tensor, *args, torch_is_better: Callable[[], str | None] | None = None):
+    """Runs `op` on `args` by the kernel chosen for `tensor`: the reference directly, a kernel through the dispatcher.
+
+    `torch_is_better`: for an op whose reference is a call of PyTorch's own kernel, says why that suits this call better, or None;
+    then automatic choice takes it. Not asked under torch.compile and export, where it would tie the graph to the sizes traced.
+    """
+    compiling = torch.compiler.is_compiling()
+    better = torch_is_better() if torch_is_better is not None and _requested == "auto" and not compiling else None
     if _watch is not None:
-        _watch.append(_choose(op, tensor.device.type, tensor.dtype, _requested))
-    kernel = choose(op, tensor)
+        _watch.append(_explanation(op, tensor, better))
+    kernel = choose(op, tensor) if better is None else "reference"
     if kernel == "reference":
         return reference(*args)
     call = op.call(kernel, tensor.device.type)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or compiling:
         return call(*args)
     with torch._C._AutoDispatchBelowAutograd():  # nothing to record: past the autograd layer, which is written in Python
         return call(*args)
+
+
+def _explanation(op: Op, tensor: torch.Tensor, torch_is_better: str | None) -> Explanation:
+    chosen = _choose(op, tensor.device.type, tensor.dtype, _requested)
+    if torch_is_better is None or chosen.kernel == "reference":
+        return chosen
+    detail = f"PyTorch's own kernel on {tensor.device.type}, {_name(tensor.dtype)}"
+    return Explanation(op.name, "reference", detail, {chosen.kernel: torch_is_better, **chosen.reasons})
 
 
 def explain(function: Callable, *args, **kwargs) -> Explanation:

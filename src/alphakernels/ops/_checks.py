@@ -16,12 +16,14 @@ def require_float(op: str, what: str, x: Tensor) -> None:
     """A floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {what} must be a torch.Tensor, got {type(x).__name__}")
-    require(x.is_floating_point(), op, what, "a floating-point tensor", x.dtype, TypeError)
+    if not x.is_floating_point():
+        require(False, op, what, "a floating-point tensor", x.dtype, TypeError)
 
 
 def require_rank(op: str, what: str, x: Tensor, rank: int, shape: str) -> None:
     """A tensor of `rank` dimensions."""
-    require(x.dim() == rank, op, what, f"of shape {shape}", list(x.shape))
+    if x.dim() != rank:  # a message is built when it is needed: a small batch feels it
+        require(False, op, what, f"of shape {shape}", list(x.shape))
 
 
 def require_like(op: str, what: str, x: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> None:
@@ -30,6 +32,8 @@ def require_like(op: str, what: str, x: Tensor | None, like: Tensor, shape: tupl
         return
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {what} must be a torch.Tensor, got {type(x).__name__}")
+    if x.device == like.device and x.dtype == like.dtype and x.shape == shape:
+        return
     require(x.device == like.device, op, what, f"on {like.device}", x.device)
     require(x.dtype == like.dtype, op, what, f"of dtype {like.dtype}", x.dtype, TypeError)
     require(tuple(x.shape) == shape, op, what, f"of shape {list(shape)}", list(x.shape))

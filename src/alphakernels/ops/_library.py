@@ -36,7 +36,7 @@ class Formula:
     backward: Callable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Op:
     """One operator of the torch.library namespace; `define` makes it."""
 
@@ -61,9 +61,7 @@ def _once_only(name: str) -> Formula:
     """Autograd of a backward op that has no derivative of its own: an error, where torch alone would leave the term out."""
 
     def backward(ctx, ops, *grads):
-        raise RuntimeError(
-            f"{name} cannot be differentiated again: take second derivatives under alphakernels.use_backend('reference')"
-        )
+        raise RuntimeError(f"{name} cannot be differentiated again: take second derivatives under alphakernels.use_backend('reference')")
 
     return Formula(lambda ctx, inputs, output: None, backward)
 

@@ -80,8 +80,7 @@ def _fake_backward(grad, x, weight, mean, rstd, virtual_batch_size, training):
 
 define(
     "ghost_batch_norm_backward",
-    "(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, int virtual_batch_size, bool training) "
-    "-> (Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, int virtual_batch_size, bool training) -> (Tensor, Tensor, Tensor)",
     fake=_fake_backward,
     triton=_TRITON,
 )
@@ -89,18 +88,14 @@ define(
 
 def check_norm_arguments(op: str, x: Tensor, what: str, columns: dict[str, Tensor | None], virtual_batch_size: int, training: bool):
     """What ghost_batch_norm and glu_block refuse alike."""
-    features = x.shape[1]
+    shape, device = (x.shape[1],), x.device
     for name, tensor in columns.items():
-        if tensor is not None:
-            _checks.require(tensor.device == x.device, op, name, f"on {x.device}", tensor.device)
-            _checks.require(tuple(tensor.shape) == (features,), op, name, f"of shape [{features}]", list(tensor.shape))
-    _checks.require(
-        (columns["running_mean"] is None) == (columns["running_var"] is None),
-        op,
-        "running_mean and running_var",
-        "given together",
-        "one without the other",
-    )
+        if tensor is not None and not (tensor.device == device and tensor.shape == shape):
+            _checks.require(tensor.device == device, op, name, f"on {device}", tensor.device)
+            _checks.require(False, op, name, f"of shape {list(shape)}", list(tensor.shape))
+    both = "running_mean and running_var"
+    given = (columns["running_mean"] is None) == (columns["running_var"] is None)
+    _checks.require(given, op, both, "given together", "one without the other")
     _checks.require(virtual_batch_size >= 1, op, "virtual_batch_size", "at least 1", virtual_batch_size)
     if training:
         sizes = reference.chunk_sizes(x.shape[0], virtual_batch_size)
