@@ -1,5 +1,6 @@
 """Networks: nn.Modules made of `alphakernels.nn`, with the originals' constructors and state_dict names."""
 
+from .recurrent import ALSTMNet, GRUNet, LSTMNet
 from .tabnet import TabNet, TabNetDecoder, TabNetFinetune
 
-__all__ = ["TabNet", "TabNetDecoder", "TabNetFinetune"]
+__all__ = ["ALSTMNet", "GRUNet", "LSTMNet", "TabNet", "TabNetDecoder", "TabNetFinetune"]

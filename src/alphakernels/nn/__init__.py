@@ -1,7 +1,19 @@
 """Drop-in nn.Modules: parameters plus one op call."""
 
+from .attention_pool import AttentionPool
 from .ghost_batch_norm import GhostBatchNorm
+from .recurrent import GRU, LSTM
 from .sparsemax import Sparsemax
 from .tabnet import GLU, AttentiveTransformer, DecisionStep, FeatureTransformer
 
-__all__ = ["GLU", "AttentiveTransformer", "DecisionStep", "FeatureTransformer", "GhostBatchNorm", "Sparsemax"]
+__all__ = [
+    "GLU",
+    "GRU",
+    "LSTM",
+    "AttentionPool",
+    "AttentiveTransformer",
+    "DecisionStep",
+    "FeatureTransformer",
+    "GhostBatchNorm",
+    "Sparsemax",
+]

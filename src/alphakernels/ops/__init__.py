@@ -5,8 +5,9 @@ from .attentive_mask import attentive_mask
 from .ghost_batch_norm import ghost_batch_norm
 from .glu_block import glu_block
 from .linear import linear
+from .recurrent import recurrent
 from .sparsemax import sparsemax
 
 _library.compiled()
 
-__all__ = ["attentive_mask", "ghost_batch_norm", "glu_block", "linear", "sparsemax"]
+__all__ = ["attentive_mask", "ghost_batch_norm", "glu_block", "linear", "recurrent", "sparsemax"]

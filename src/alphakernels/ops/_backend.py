@@ -132,17 +132,28 @@ def choose(op: Op, tensor: torch.Tensor) -> str:
 _watch: list[Explanation] | None = None
 
 
-def run(op: Op, reference: Callable, tensor: torch.Tensor, *args, torch_is_better: Callable[[], str | None] | None = None):
+def run(
+    op: Op,
+    reference: Callable,
+    tensor: torch.Tensor,
+    *args,
+    torch_is_better: Callable[[], str | None] | None = None,
+    native: Callable | None = None,
+):
     """Runs `op` on `args` by the kernel chosen for `tensor`: the reference directly, a kernel through the dispatcher.
 
-    `torch_is_better`: for an op whose reference is a call of PyTorch's own kernel, says why that suits this call better, or None;
-    then automatic choice takes it. Not asked under torch.compile and export, where it would tie the graph to the sizes traced.
+    `torch_is_better`: for an op that PyTorch has a kernel of its own for, says why that suits this call better, or None; then
+    automatic choice takes it. Not asked under torch.compile and export, where it would tie the graph to the sizes traced.
+    `native`: that kernel, where it is not the reference; automatic choice then takes it in place of the reference.
     """
     compiling = torch.compiler.is_compiling()
     better = torch_is_better() if torch_is_better is not None and _requested == "auto" and not compiling else None
-    if _watch is not None:
-        _watch.append(_explanation(op, tensor, better))
     kernel = choose(op, tensor) if better is None else "reference"
+    by_torch = kernel == "reference" and native is not None and _requested == "auto"
+    if _watch is not None:
+        _watch.append(_explanation(op, tensor, better, by_torch))
+    if by_torch:
+        return native(*args)
     if kernel == "reference":
         return reference(*args)
     call = op.call(kernel, tensor.device.type)
@@ -152,12 +163,24 @@ def run(op: Op, reference: Callable, tensor: torch.Tensor, *args, torch_is_bette
         return call(*args)
 
 
-def _explanation(op: Op, tensor: torch.Tensor, torch_is_better: str | None) -> Explanation:
+def _explanation(op: Op, tensor: torch.Tensor, torch_is_better: str | None, by_torch: bool) -> Explanation:
     chosen = _choose(op, tensor.device.type, tensor.dtype, _requested)
-    if torch_is_better is None or chosen.kernel == "reference":
+    reasons = chosen.reasons
+    if torch_is_better is not None and chosen.kernel != "reference":
+        reasons = {chosen.kernel: torch_is_better, **reasons}
+    elif not by_torch:
         return chosen
-    detail = f"PyTorch's own kernel on {tensor.device.type}, {_name(tensor.dtype)}"
-    return Explanation(op.name, "reference", detail, {chosen.kernel: torch_is_better, **chosen.reasons})
+    return _torchs(op.name, "torch" if by_torch else "reference", tensor, reasons)
+
+
+def _torchs(name: str, kernel: str, tensor: torch.Tensor, reasons: dict[str, str]) -> Explanation:
+    return Explanation(name, kernel, f"PyTorch's own kernel on {tensor.device.type}, {_name(tensor.dtype)}", reasons)
+
+
+def watch_torch(name: str, tensor: torch.Tensor, reason: str) -> None:
+    """Tells `explain` that a module calls PyTorch's own in place of the op `name`, and why."""
+    if _watch is not None:
+        _watch.append(_torchs(name, "torch", tensor, {"cpp": reason}))
 
 
 def explain(function: Callable, *args, **kwargs) -> Explanation:

@@ -1,0 +1,32 @@
+"""ALSTM's attention over time (Qin et al. 2017, arXiv:1704.02971, in Qlib's form)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentionPool(nn.Sequential):
+    """Pools a recurrent layer's output over time by attention; takes the place of the `att_net` in Qlib's `ALSTMModel`, with its
+    parameter names, and does what follows it there.
+
+    Args:
+        hidden_size: H, columns of the input.
+        dropout: probability in front of the tanh, in training.
+
+    Shapes: h [B, T, H] -> [B, 2H]: the last state, then the sum over time of the states weighted by
+    softmax_t(v · tanh(dropout(W h_t + b))), W [H // 2, H]. With `return_weights` also the weights [B, T].
+    """
+
+    def __init__(self, hidden_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.add_module("att_fc_in", nn.Linear(hidden_size, hidden_size // 2))
+        self.add_module("att_dropout", nn.Dropout(dropout))
+        self.add_module("att_act", nn.Tanh())
+        self.add_module("att_fc_out", nn.Linear(hidden_size // 2, 1, bias=False))
+        self.add_module("att_softmax", nn.Softmax(dim=1))
+
+    def forward(self, h: Tensor, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        weights = super().forward(h)  # [B, T, 1]
+        out = torch.cat([h[:, -1], (h * weights).sum(1)], 1)
+        return (out, weights.squeeze(2)) if return_weights else out

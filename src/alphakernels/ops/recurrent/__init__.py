@@ -1,0 +1,3 @@
+from .op import recurrent
+
+__all__ = ["recurrent"]
