@@ -21,6 +21,8 @@ struct Chunks {
     if (count > 1 && size > 1 && rows - (count - 1) * size == 1) --count;
     return {rows, size, count};
   }
+  // `some` chunks from `first` on, as if they were all.
+  Chunks part(int64_t first, int64_t some) const { return {end(first + some - 1) - begin(first), size, some}; }
   int64_t begin(int64_t chunk) const { return chunk * size; }
   int64_t end(int64_t chunk) const { return chunk + 1 == count ? rows : (chunk + 1) * size; }
 

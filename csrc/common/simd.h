@@ -146,6 +146,14 @@ inline void each_column_once(int64_t n, const F& f) {
 }
 
 template <class T>
+inline void multiply_elements(const T* a, const T* b, T* product, int64_t n) {
+  for_each_pack<T>(n, [&](auto pack, int64_t j) {
+    using P = decltype(pack);
+    store(product + j, static_cast<P>(load<P>(a + j) * load<P>(b + j)));
+  });
+}
+
+template <class T>
 struct Bits;
 template <>
 struct Bits<float> {

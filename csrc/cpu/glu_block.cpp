@@ -1,6 +1,6 @@
 #include "glu_block.h"
 
-#include "ghost_statistics.h"
+#include "glu_rows.h"
 
 namespace ak::AK_ISA {
 namespace {
@@ -30,14 +30,8 @@ void glu_block(const T* u, const T* residual, T* out, int64_t h, const Chunks& c
   parallel_for(chunks.blocks(), 1 + 4096 / (Chunks::kBlock * n), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const Affine<T> v = affine_at(table, n, norm ? chunks.chunk_of_block(block) : 0);
-      for (int64_t i = chunks.block_begin(block); i < chunks.block_end(block); ++i)
-        for_each_pack<T>(h, [&](auto pack, int64_t j) {
-          using P = decltype(pack);
-          const T* row = u + i * n;
-          P y = v.template operator()<P>(row, j) * sigmoid<P, T>(v.template operator()<P>(row, h + j));
-          if (residual != nullptr) y += load<P>(residual + i * h + j);
-          store(out + i * h + j, static_cast<P>(y * scale));
-        });
+      const int64_t i = chunks.block_begin(block);
+      gate_rows(u + i * n, residual != nullptr ? residual + i * h : nullptr, out + i * h, chunks.block_end(block) - i, h, v, scale);
     }
   });
   delete[] table;
@@ -52,7 +46,7 @@ void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bia
   T* table = affine_of<T>(n, norm ? chunks.count : 1, mean, nullptr, rstd, weight, bias);
   // First pass: the gradient of v, written to du; with a norm also its column sums. Second pass, of a norm alone: du in place.
   // So the sigmoid is taken once. `use(r, centred value, centred gate, dvalue, dgate)` for each of the rows together.
-  const auto gate_rows = [=](auto rows, int64_t i, const Affine<T>& v, auto pack, int64_t j, const auto& use) {
+  const auto gradient_rows = [=](auto rows, int64_t i, const Affine<T>& v, auto pack, int64_t j, const auto& use) {
     using P = decltype(pack);
     const P mv = load<P>(v.mean + j), av = load<P>(v.a + j), bv = load<P>(v.b + j);
     const P mg = load<P>(v.mean + h + j), ag = load<P>(v.a + h + j), bg = load<P>(v.b + h + j);
@@ -69,7 +63,7 @@ void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bia
     const Affine<T> v = affine_at(table, n, 0);
     parallel_for(chunks.rows, 1 + 4096 / n, [&](int64_t first, int64_t last) {
       rows_together(first, last, [&](auto rows, int64_t i) {
-        for_each_pack<T>(h, [&](auto pack, int64_t j) { gate_rows(rows, i, v, pack, j, [](auto...) {}); });
+        for_each_pack<T>(h, [&](auto pack, int64_t j) { gradient_rows(rows, i, v, pack, j, [](auto...) {}); });
       });
     });
     delete[] table;
@@ -82,7 +76,7 @@ void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bia
       each_column_once<T>(h, [&](auto pack, int64_t j) {
         using P = decltype(pack);
         P value1 = load<P>(s1 + j), value2 = load<P>(s2 + j), gate1 = load<P>(s1 + h + j), gate2 = load<P>(s2 + h + j);
-        gate_rows(rows, i, v, pack, j, [&](P cv, P cg, P dvalue, P dgate) {
+        gradient_rows(rows, i, v, pack, j, [&](P cv, P cg, P dvalue, P dgate) {
           value1 += dvalue;
           value2 += dvalue * cv;
           gate1 += dgate;

@@ -8,14 +8,6 @@ namespace {
 
 constexpr int64_t kBlock = 8 * kTileRows;  // rows of a masked block, small enough for L2 beside the packed weight
 
-template <class T>
-inline void multiply_rows(const T* x, const T* mask, T* product, int64_t n) {
-  for_each_pack<T>(n, [&](auto pack, int64_t j) {
-    using P = decltype(pack);
-    store(product + j, static_cast<P>(load<P>(x + j) * load<P>(mask + j)));
-  });
-}
-
 // Panels [depth, kPanel] packed one call each, by all threads where there is enough of it.
 template <class T, class F>
 inline void for_panels(int64_t depth, int64_t columns, const F& pack_one) {
@@ -57,7 +49,7 @@ void weight_gradient(const T* grad, const T* x, const T* mask, T* dweight, int64
           pack_row<kTileRows>(grad + (i0 + i) * columns, columns, static_cast<T*>(left), n, i);
           const T* row = x + (i0 + i) * depth;
           if (mask != nullptr) {
-            multiply_rows<T>(row, mask + (i0 + i) * depth, product, depth);
+            multiply_elements<T>(row, mask + (i0 + i) * depth, product, depth);
             row = product;
           }
           pack_row<kPanel<T>>(row, depth, static_cast<T*>(right), n, i);
@@ -94,7 +86,7 @@ void linear(const T* x, const T* weight, const T* mask, T* u, int64_t rows, int6
     Scratch<T> product(kBlock * depth);
     for (int64_t i0 = begin; i0 < end; i0 += kBlock) {
       const int64_t n = std::min(kBlock, end - i0);
-      multiply_rows<T>(x + i0 * depth, mask + i0 * depth, product, n * depth);
+      multiply_elements<T>(x + i0 * depth, mask + i0 * depth, product, n * depth);
       multiply<T>(n, columns, depth, {product, depth, 1}, packed, u + i0 * columns, columns);
     }
   });
@@ -114,8 +106,8 @@ void linear_backward(const T* grad, const T* x, const T* weight, const T* mask, 
       T* masked = mask != nullptr ? static_cast<T*>(product) : dx + at;  // the gradient of x * mask
       multiply<T>(n, depth, columns, {grad + i0 * columns, columns, 1}, packed, masked, depth, add_dx && mask == nullptr);
       if (mask == nullptr) continue;
-      if (dx != nullptr) multiply_rows<T>(masked, mask + at, dx + at, n * depth);
-      if (dmask != nullptr) multiply_rows<T>(masked, x + at, dmask + at, n * depth);
+      if (dx != nullptr) multiply_elements<T>(masked, mask + at, dx + at, n * depth);
+      if (dmask != nullptr) multiply_elements<T>(masked, x + at, dmask + at, n * depth);
     }
   });
 }

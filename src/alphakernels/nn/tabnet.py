@@ -1,10 +1,10 @@
 """The blocks of TabNet (Arik & Pfister 2019, arXiv:1908.07442), with the constructors, the order of parameter creation and the
 state_dict names of Qlib's classes: the same seed gives bitwise the same weights, and checkpoints load both ways.
 
-In training a block is its matrix products plus one fused op each. The bias of a linear layer is left to the norm behind it,
-which cancels it: no pass over the activations is spent on adding it or on summing its gradient, and that gradient is exactly
-zero instead of rounding noise (which Adam would scale up to full steps). In evaluation the norm is folded away: into the linear
-layer of the attentive transformer, where that saves a pass, and into the gate's kernel in a GLU.
+A GLU with its linear layer is one op. The bias of a linear layer is left to the norm behind it, which cancels it in training: no
+pass over the activations is spent on adding it or on summing its gradient, and that gradient is exactly zero instead of rounding
+noise (which Adam would scale up to full steps). In evaluation the norm is folded away: into the linear layer of the attentive
+transformer, where that saves a pass, and into the gate's kernel in a GLU.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class GLU(nn.Module):
         fc: a linear layer [inp_dim -> 2 * out_dim] shared with other blocks, or None to make one.
         vbs: virtual batch size.
 
-    Shapes: x [B, inp_dim] -> [B, out_dim]; with `residual` [B, out_dim]: `(residual + glu(x)) * scale`; with `mask` [B, inp_dim]:
-    of x * mask.
+    Shapes: x [B, inp_dim] -> [B, out_dim]; with `residual`: `(x + glu(x)) * scale`; with `mask` [B, inp_dim]: of x * mask.
     """
 
     def __init__(self, inp_dim: int, out_dim: int, fc: nn.Linear | None = None, vbs: int = 1024) -> None:
@@ -38,13 +37,12 @@ class GLU(nn.Module):
         self.bn = GhostBatchNorm(out_dim * 2, vbs=vbs)
         self.od = out_dim
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
-        # [B, 2 * out_dim], without the bias, which goes into the kernel with the norm: in training it cancels there, in evaluation
-        # it is part of one multiply-add per element. Folding the norm into the weight would not save a pass here (the gate needs
-        # one) and would cost seven small operations a call, most of the latency of a small batch.
-        u = ops.linear(x, self.fc.weight, mask)
+    def forward(self, x: Tensor, residual: bool = False, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        # The linear layer's bias goes into the norm: in training it cancels there, in evaluation it is part of the one multiply-add
+        # per element that the norm is. Folding the norm into the weight would save nothing more, and would cost seven small
+        # operations a call, most of the latency of a small batch.
         norm = self.bn.norm_arguments()
-        out = ops.glu_block(u, **norm, linear_bias=self.fc.bias, residual=residual, scale=scale)
+        out = ops.glu_layer(x, self.fc.weight, **norm, linear_bias=self.fc.bias, mask=mask, residual=residual, scale=scale)
         self.bn.count_batches(x.shape[0])
         return out
 
@@ -86,7 +84,7 @@ class FeatureTransformer(nn.Module):
         elif mask is not None:
             x = x * mask
         for glu in blocks:
-            x = glu(x, residual=x, scale=self.scale)
+            x = glu(x, residual=True, scale=self.scale)
         return x
 
 

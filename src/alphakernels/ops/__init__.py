@@ -4,10 +4,11 @@ from . import _library
 from .attentive_mask import attentive_mask
 from .ghost_batch_norm import ghost_batch_norm
 from .glu_block import glu_block
+from .glu_layer import glu_layer
 from .linear import linear
 from .recurrent import recurrent
 from .sparsemax import sparsemax
 
 _library.compiled()
 
-__all__ = ["attentive_mask", "ghost_batch_norm", "glu_block", "linear", "recurrent", "sparsemax"]
+__all__ = ["attentive_mask", "ghost_batch_norm", "glu_block", "glu_layer", "linear", "recurrent", "sparsemax"]

@@ -86,9 +86,17 @@ define(
 )
 
 
-def check_norm_arguments(op: str, x: Tensor, what: str, columns: dict[str, Tensor | None], virtual_batch_size: int, training: bool):
-    """What ghost_batch_norm and glu_block refuse alike."""
-    shape, device = (x.shape[1],), x.device
+def check_norm_arguments(
+    op: str,
+    x: Tensor,
+    what: str,
+    columns: dict[str, Tensor | None],
+    virtual_batch_size: int,
+    training: bool,
+    features: int | None = None,
+) -> None:
+    """What the ops with a ghost norm refuse alike; `features` if the norm is not over x's own columns."""
+    shape, device = (x.shape[1] if features is None else features,), x.device
     for name, tensor in columns.items():
         if tensor is not None and not (tensor.device == device and tensor.shape == shape):
             _checks.require(tensor.device == device, op, name, f"on {device}", tensor.device)

@@ -1,4 +1,4 @@
-"""What the cases of ghost_batch_norm and glu_block have in common: a norm's inputs, and the arguments both refuse."""
+"""What the cases of ghost_batch_norm, glu_block and glu_layer have in common: a norm's inputs, and the arguments both refuse."""
 
 from __future__ import annotations
 

@@ -1,0 +1,3 @@
+from .op import glu_layer
+
+__all__ = ["glu_layer"]
