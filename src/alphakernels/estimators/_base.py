@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,10 +21,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from alphakernels.data import RowBatches
+from alphakernels.data import Batch, RowBatches, Windows
 from alphakernels.estimators._device import own_random_streams, resolve_device
-from alphakernels.estimators._segments import Rows, check_features, load_rows
+from alphakernels.estimators._segments import Rows, check_features, load_rows, weigh
 from alphakernels.training import Callback, CheckpointError, load_module_state, load_tensors, save_tensors
+
+# Of a saved model's tensors, those which are not the network's.
+_EXTRA = "extra."
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class FitContext:
         evals_result: the caller's dict, to be filled.
         checkpoint_dir: folder for resuming, or None. resume: whether to go on from it.
         callbacks: the caller's callbacks.
+        reweighter: see `weigh`.
     """
 
     dataset: Any
@@ -46,6 +51,7 @@ class FitContext:
     checkpoint_dir: Path | None
     resume: bool
     callbacks: tuple[Callback, ...]
+    reweighter: Any = None
 
     def checkpoint(self, phase: str) -> Path | None:
         return None if self.checkpoint_dir is None else self.checkpoint_dir / f"{phase}.safetensors"
@@ -62,10 +68,11 @@ class Estimator(ABC):
 
     # Of a subclass: constructor arguments which say how to run and not what to compute.
     _run_parameters: ClassVar[frozenset[str]] = frozenset({"GPU", "progress"})
+    _takes_windows: ClassVar[bool] = False
 
     GPU: int | str | torch.device
     batch_size: int
-    seed: int
+    seed: int | None
     missing: str
 
     def _initialise(self, parameters: dict[str, Any]) -> None:
@@ -114,6 +121,7 @@ class Estimator(ABC):
         dataset: Any,
         evals_result: dict[str, list[float]] | None = None,
         save_path: str | os.PathLike[str] | None = None,
+        reweighter: Any = None,
         *,
         resume: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -127,6 +135,8 @@ class Estimator(ABC):
             dataset: a `PanelDataset`, or anything with its `features`, `segments` and `segment(name)`.
             evals_result: a dict that receives the scores by epoch, as Qlib's models do.
             save_path: where to `save` the fitted model.
+            reweighter: how much each row counts in the training: a function, or an object with a method `reweight`,
+                from the segment to its rows' weights, [N] or a Series by (datetime, instrument). Evaluation is unweighted.
             resume: go on from `checkpoint_dir` if it holds checkpoints of this very fit. After a kill the final
                 weights are bitwise those of a fit that was never interrupted.
             checkpoint_dir: a folder for checkpoints, written at each epoch's end.
@@ -152,6 +162,7 @@ class Estimator(ABC):
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             resume=resume,
             callbacks=tuple(callbacks),
+            reweighter=reweighter,
         )
         with own_random_streams(self.seed, device):
             self._fit(context)
@@ -168,8 +179,16 @@ class Estimator(ABC):
         """A fresh network as `predict` calls it."""
 
     @abstractmethod
-    def _predict_batch(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Scores [B] of features [B, D]."""
+    def _scores(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Scores [B] of a batch."""
+
+    def _extra(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What predicting needs beside weights and parameters: tensors, and JSON values; saved with the model."""
+        return {}, {}
+
+    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Takes what `_extra` gave."""
+        del tensors, values
 
     def _keep(self, module: nn.Module, features: list[str] | None, n_features: int) -> None:
         self.module_ = module.eval()
@@ -185,10 +204,31 @@ class Estimator(ABC):
         self._module()
         owner = type(self).__name__
         check_features(dataset.features, self.features_, self._n_features, owner=owner)
-        return load_rows(dataset, segment, label=False, missing=self.missing, fill="zero")
+        return self._load(dataset, segment, label=False, fill="zero")
 
-    def _batches(self, x: np.ndarray, y: np.ndarray | None = None, **options: Any) -> RowBatches:
-        return RowBatches(x, y, batch_size=self.batch_size, **options)
+    def _load(self, dataset: Any, name: str, *, label: bool, fill: str, reweighter: Any = None) -> Rows:
+        """A checked segment, with weights if there is a reweighter."""
+        rows = load_rows(dataset, name, label=label, missing=self.missing, fill=fill)
+        if isinstance(rows.x, Windows) and not self._takes_windows:
+            raise ValueError(f"{type(self).__name__} takes rows, got a dataset of windows: give it the panel itself")
+        return weigh(rows, dataset.segment(name), reweighter)
+
+    def _fingerprint(self, context: FitContext, **segments: Rows) -> dict[str, Any] | None:
+        """What must be equal for a fit to be resumed: parameters, data and feature names."""
+        if context.checkpoint_dir is None:
+            return None
+        parameters = json_parameters(self.get_params())
+        kept = {name: value for name, value in parameters.items() if name not in self._run_parameters}
+        names = zlib.crc32("\n".join(context.features).encode())
+        data = {f"{name} data": rows.digest() for name, rows in segments.items()}
+        return {**kept, **data, "features": f"{len(context.features)}, crc32 {names:08x}"}
+
+    def _batches(self, rows: Rows, **options: Any) -> RowBatches:
+        return RowBatches(rows.x, rows.y, batch_size=self.batch_size, weight=rows.weight, **options)
+
+    def _prediction_batches(self, rows: Rows, device: torch.device) -> Iterable[Batch]:
+        """Every row once, in any order."""
+        return self._batches(rows, device=device)
 
     def predict(self, dataset: Any, segment: str = "test") -> pd.Series:
         """Scores of every row of a segment, as a float32 Series in the order of the segment's index.
@@ -198,10 +238,11 @@ class Estimator(ABC):
         """
         module = self._module()
         rows = self._rows_to_predict(dataset, segment)
-        device = next(module.parameters()).device
+        scores = np.empty(len(rows.index), dtype=np.float32)
         with torch.inference_mode():
-            scores = [self._predict_batch(module, b.x).cpu() for b in self._batches(rows.x, device=device)]
-        return pd.Series(torch.cat(scores).numpy(), index=rows.index, name="score")
+            for batch in self._prediction_batches(rows, next(module.parameters()).device):
+                scores[batch.rows] = self._scores(module, batch).cpu().numpy()
+        return pd.Series(scores, index=rows.index, name="score")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes weights, parameters and feature names to one safetensors file, in one step.
@@ -210,6 +251,7 @@ class Estimator(ABC):
             ValueError: not fitted.
             OSError: it could not be written; a previous file is as it was.
         """
+        tensors, values = self._extra()
         metadata = {
             "kind": "model",
             "class": type(self).__name__,
@@ -217,8 +259,10 @@ class Estimator(ABC):
             "n_features": self._n_features,
             "features": self.features_,
             "evals_result": self.evals_result_,
+            "extra": values,
         }
-        save_tensors(path, self._module().state_dict(), metadata)
+        extra = {_EXTRA + name: tensor for name, tensor in tensors.items()}
+        save_tensors(path, {**self._module().state_dict(), **extra}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: int | str | torch.device | None = None) -> Estimator:
@@ -250,6 +294,8 @@ class Estimator(ABC):
         elif str(parameters["GPU"]).startswith("cuda") and not torch.cuda.is_available():
             parameters["GPU"] = -1
         model = cls(**parameters)
+        extra = {name[len(_EXTRA) :]: tensors.pop(name) for name in list(tensors) if name.startswith(_EXTRA)}
+        model._restore(extra, metadata.get("extra", {}))
         with torch.random.fork_rng(devices=[]):  # building draws initial weights
             module = model._network(metadata["n_features"])
         load_module_state(module, tensors, source=source, saved_class=metadata["class"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,8 +42,8 @@ def resolve_device(device: int | str | torch.device) -> torch.device:
 
 
 @contextmanager
-def own_random_streams(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch for the block; afterwards the global streams are where they were before."""
+def own_random_streams(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seeds torch for the block, from the system's entropy if None; afterwards the global streams are where they were before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(int.from_bytes(os.urandom(7), "little") if seed is None else seed)
         yield

@@ -7,7 +7,6 @@ data give Qlib's initial weights, masks, batches and losses.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -15,10 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from alphakernels.data import RowBatches
+from alphakernels.data import Batch, RowBatches
 from alphakernels.estimators._base import Estimator, FitContext, json_parameters
 from alphakernels.estimators._device import resolve_device
-from alphakernels.estimators._segments import Rows, load_rows
+from alphakernels.estimators._qlib_checkpoint import read_state_dict
+from alphakernels.estimators._segments import Rows
 from alphakernels.estimators._tabnet_pretraining import (
     Pretraining,
     TailJoined,
@@ -133,8 +133,8 @@ class TabNetModel(Estimator):
     def _network(self, n_features: int) -> TabNetFinetune:
         return TabNetFinetune(self.out_dim, self.final_out_dim, self._encoder(n_features))
 
-    def _predict_batch(self, module: nn.Module, x: Tensor) -> Tensor:
-        return module(x, torch.ones_like(x))
+    def _scores(self, module: nn.Module, batch: Batch) -> Tensor:
+        return module(batch.x, torch.ones_like(batch.x))
 
     def _fit(self, context: FitContext) -> None:
         n_features = len(context.features)
@@ -154,7 +154,8 @@ class TabNetModel(Estimator):
         self._finetune(context, network, train, valid)
 
     def _segment(self, context: FitContext, name: str, fill: str, label: bool = True) -> Rows:
-        return load_rows(context.dataset, name, label=label, missing=self.missing, fill=fill)
+        reweighter = context.reweighter if label and name == "train" else None
+        return self._load(context.dataset, name, label=label, fill=fill, reweighter=reweighter)
 
     def _trainer(self, context: FitContext, phase: str, **options: Any) -> Trainer:
         return Trainer(
@@ -168,20 +169,11 @@ class TabNetModel(Estimator):
             **options,
         )
 
-    def _fingerprint(self, context: FitContext, train: Rows, valid: Rows) -> dict[str, Any] | None:
-        if context.checkpoint_dir is None:
-            return None
-        parameters = json_parameters(self.get_params())
-        kept = {name: value for name, value in parameters.items() if name not in self._run_parameters}
-        names = zlib.crc32("\n".join(context.features).encode())
-        data = {"train data": train.digest(), "valid data": valid.digest()}
-        return {**kept, **data, "features": f"{len(context.features)}, crc32 {names:08x}"}
-
     def _training_batches(self, context: FitContext, rows: Rows) -> RowBatches:
-        return self._batches(rows.x, rows.y, shuffle=context.random_state, drop_last=True, device=context.device)
+        return self._batches(rows, shuffle=context.random_state, drop_last=True, device=context.device)
 
     def _evaluation_batches(self, context: FitContext, rows: Rows) -> RowBatches:
-        return self._batches(rows.x, rows.y, drop_last=self.drop_tail, device=context.device)
+        return self._batches(rows, drop_last=self.drop_tail, device=context.device)
 
     def _pretrain(self, context: FitContext, module: Pretraining) -> None:
         has_own = "pretrain" in context.dataset.segments
@@ -208,7 +200,7 @@ class TabNetModel(Estimator):
             evaluation_loss=evaluation_loss,
             random_state=context.random_state,
             feature_names=context.features,
-            fingerprint=self._fingerprint(context, train, valid),
+            fingerprint=self._fingerprint(context, train=train, valid=valid),
             resume=context.resume,
         )
         if self.pretrain_file is not None:
@@ -225,14 +217,14 @@ class TabNetModel(Estimator):
         def loss(module: nn.Module, batch: Any) -> Tensor:
             priors = torch.ones_like(batch.x)
             if not paper:
-                return mse(module(batch.x, priors), batch.y)
+                return mse(module(batch.x, priors), batch.y, batch.weight)
             vector, sparsity = module.model(batch.x, priors)
             # The network sums over steps the entropy per entry; the paper's term is per row, averaged over steps.
             sparsity = sparsity * (batch.x.shape[1] / max(len(module.model.steps), 1))
-            return mse(module.fc(vector).squeeze(-1), batch.y) + self.lambda_sparse * sparsity
+            return mse(module.fc(vector).squeeze(-1), batch.y, batch.weight) + self.lambda_sparse * sparsity
 
         def evaluation_loss(module: nn.Module, batch: Any) -> Tensor:
-            return mse(self._predict_batch(module, batch.x), batch.y)
+            return mse(self._scores(module, batch), batch.y)
 
         trainer = self._trainer(context, "finetune", epochs=self.n_epochs, clip_value=_CLIP_VALUE)
         try:
@@ -249,7 +241,7 @@ class TabNetModel(Estimator):
                 parameters=None if paper else network.model.parameters(),
                 random_state=context.random_state,
                 feature_names=context.features,
-                fingerprint=self._fingerprint(context, train, valid),
+                fingerprint=self._fingerprint(context, train=train, valid=valid),
                 resume=context.resume,
             )
         finally:
@@ -270,22 +262,13 @@ class TabNetModel(Estimator):
             FileNotFoundError: no such file.
             CheckpointError: not a state dict that can be read without running code, or of another model.
         """
+        state = read_state_dict(path)
         source = f"checkpoint {os.fspath(path)}"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # torch.load raises whatever the unpickler, the zip reader or the file raise
-            raise CheckpointError(
-                f"{source}: expected a state dict saved with torch.save, got a file that cannot be read as weights "
-                f"only ({str(error).splitlines()[0]}); save model.tabnet_model.state_dict() and load that"
-            ) from error
-        tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
-        if not tensors or "model.bn.weight" not in state:
-            got = ", ".join(map(repr, list(state)[:3])) if isinstance(state, dict) else type(state).__name__
+        if "model.bn.weight" not in state:
             hint = ""
-            if tensors and "bn.weight" in state:
+            if "bn.weight" in state:
                 hint = "; this is a pretrained encoder without its head, which cannot predict"
+            got = ", ".join(map(repr, list(state)[:3]))
             raise CheckpointError(f"{source}: expected the state dict of Qlib's fine-tuned TabNet, got {got}{hint}")
         n_features = len(state["model.bn.weight"]) if self.d_feat is None else self.d_feat
         with torch.random.fork_rng(devices=[]):
@@ -323,7 +306,7 @@ class TabNetModel(Estimator):
         """The aggregate mask [B, D] of each batch."""
         module = self._module()
         with torch.inference_mode():
-            for batch in self._batches(rows.x, device=next(module.parameters()).device):
+            for batch in self._batches(rows, device=next(module.parameters()).device):
                 masks, weights = module.model.masks(batch.x, torch.ones_like(batch.x))
                 if not masks:
                     raise ValueError("TabNetModel: n_steps must be at least 2 for masks to explain, got 1")

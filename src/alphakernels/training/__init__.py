@@ -8,6 +8,7 @@ from __future__ import annotations
 from alphakernels.training.batches import Batches, BatchLike
 from alphakernels.training.callbacks import Callback, TrainingState
 from alphakernels.training.checkpoint import CheckpointError, load_module_state, load_tensors, save_tensors
+from alphakernels.training.daily import daily_ic, daily_mse
 from alphakernels.training.early_stopping import EarlyStopping
 from alphakernels.training.loop import Trainer, TrainingResult
 from alphakernels.training.losses import mse
@@ -24,6 +25,8 @@ __all__ = [
     "Trainer",
     "TrainingResult",
     "TrainingState",
+    "daily_ic",
+    "daily_mse",
     "ic_by_day",
     "ic_summary",
     "load_module_state",

@@ -32,6 +32,7 @@ from alphakernels.training.resume import LoopState, load_loop, save_loop
 logger = logging.getLogger("alphakernels.training")
 
 Loss = Callable[[nn.Module, Any], Tensor]
+EvaluationLoss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Tensor]]
 
 # On a GPU reading a loss waits for the device, so losses are looked at this many batches late.
 _CUDA_CHECK_EVERY = 8
@@ -131,7 +132,7 @@ class Trainer:
         train: Batches,
         evaluate: Mapping[str, Batches] | None = None,
         *,
-        evaluation_loss: Loss | None = None,
+        evaluation_loss: EvaluationLoss | None = None,
         parameters: Iterable[nn.Parameter] | None = None,
         clip_parameters: Iterable[nn.Parameter] | None = None,
         random_state: np.random.RandomState | None = None,
@@ -148,7 +149,8 @@ class Trainer:
             train: batches of one epoch.
             evaluate: named batches, evaluated after each epoch in this order, every row, in inference mode. The
                 value is the mean of the losses, weighted by rows with a finite label (all rows without labels).
-            evaluation_loss: another loss for the evaluation.
+            evaluation_loss: another loss for the evaluation. It may return (mean, weight): how much the batch's mean
+                counts among the batches, where that is not its rows with a label.
             parameters: what the optimizer may change; all by default.
             clip_parameters: whose gradients are clipped; all by default.
             random_state: the one that shuffles the batches, so that the checkpoint holds it.
@@ -306,7 +308,7 @@ class Trainer:
     def _evaluate(
         self,
         module: nn.Module,
-        loss: Loss,
+        loss: EvaluationLoss,
         batches: Batches,
         name: str,
         epoch: int,
@@ -319,8 +321,10 @@ class Trainer:
         weights: list[Tensor] = []
         with torch.inference_mode():
             for batch in batches:
-                losses.append(loss(inner, batch).detach())
-                weights.append(_weight(batch, losses[-1]))
+                value = loss(inner, batch)
+                mean, weight = value if isinstance(value, tuple) else (value, _weight(batch, value))
+                losses.append(mean.detach())
+                weights.append(weight.to(device=mean.device, dtype=torch.float64))
             finite = torch.isfinite(torch.stack(losses))
             if not bool(finite.all()):
                 number = int((~finite).nonzero()[0])

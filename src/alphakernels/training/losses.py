@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 
-def mse(prediction: Tensor, label: Tensor) -> Tensor:
+def mse(prediction: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared error over the rows whose label is not NaN.
 
     Args:
         prediction: [...] floating point.
         label: the same shape; NaN means not observed.
+        weight: the same shape: factors of the squared errors. The sum is still divided by the number of rows and not by
+            that of the weights, as in Qlib.
 
     Returns:
         0-d tensor. Without any label it is 0, still part of the graph: its gradient is zero everywhere.
@@ -26,5 +28,7 @@ def mse(prediction: Tensor, label: Tensor) -> Tensor:
         )
     observed = ~torch.isnan(label)
     # `where` on the difference also stops the NaN from reaching the gradient of the skipped rows.
-    difference = torch.where(observed, prediction - torch.where(observed, label, 0.0), 0.0)
-    return difference.square().sum() / observed.sum().clamp(min=1)
+    squared = torch.where(observed, prediction - torch.where(observed, label, 0.0), 0.0).square()
+    if weight is not None:
+        squared = squared * torch.where(observed, weight, 0.0)
+    return squared.sum() / observed.sum().clamp(min=1)
