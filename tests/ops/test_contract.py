@@ -241,6 +241,11 @@ def _no_rows(features):
             (0, 2),
         ),
         (lambda x: ops.glu_block(x, virtual_batch_size=3), torch.empty(6, 0, requires_grad=True), (6, 0)),
+        (
+            lambda x: ops.sfm(x, torch.ones(2, 11), torch.ones(2, 11), torch.ones(11), torch.ones(3), torch.ones(2)),
+            torch.empty(0, 4, 2, requires_grad=True),
+            (0, 2),
+        ),
     ],
 )
 def test_empty(call, x, shape, backend):

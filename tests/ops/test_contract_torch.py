@@ -86,8 +86,9 @@ def test_inductor_equals_eager(case, fresh_dynamo):
         lambda x: ops.attentive_mask(x, torch.ones_like(x)).mask,
         lambda x: ops.ghost_batch_norm(x, virtual_batch_size=5),
         lambda x: ops.glu_block(x, virtual_batch_size=5),
+        lambda x: ops.sfm(x[:, :, None], torch.ones(1, 10), torch.ones(2, 10), torch.ones(10), torch.ones(2), torch.ones(2)),
     ],
-    ids=["sparsemax", "attentive_mask", "ghost_batch_norm", "glu_block"],
+    ids=["sparsemax", "attentive_mask", "ghost_batch_norm", "glu_block", "sfm"],
 )
 def test_compile_with_dynamic_rows(function, fresh_dynamo):
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)

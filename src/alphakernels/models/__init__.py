@@ -1,6 +1,7 @@
 """Networks: nn.Modules made of `alphakernels.nn`, with the originals' constructors and state_dict names."""
 
 from .recurrent import ALSTMNet, GRUNet, LSTMNet
+from .sfm import SFMNet
 from .tabnet import TabNet, TabNetDecoder, TabNetFinetune
 
-__all__ = ["ALSTMNet", "GRUNet", "LSTMNet", "TabNet", "TabNetDecoder", "TabNetFinetune"]
+__all__ = ["ALSTMNet", "GRUNet", "LSTMNet", "SFMNet", "TabNet", "TabNetDecoder", "TabNetFinetune"]

@@ -3,6 +3,7 @@
 from .attention_pool import AttentionPool
 from .ghost_batch_norm import GhostBatchNorm
 from .recurrent import GRU, LSTM
+from .sfm import SFM
 from .sparsemax import Sparsemax
 from .tabnet import GLU, AttentiveTransformer, DecisionStep, FeatureTransformer
 
@@ -10,6 +11,7 @@ __all__ = [
     "GLU",
     "GRU",
     "LSTM",
+    "SFM",
     "AttentionPool",
     "AttentiveTransformer",
     "DecisionStep",

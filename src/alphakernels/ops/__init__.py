@@ -7,8 +7,9 @@ from .glu_block import glu_block
 from .glu_layer import glu_layer
 from .linear import linear
 from .recurrent import recurrent
+from .sfm import fourier_waves, sfm
 from .sparsemax import sparsemax
 
 _library.compiled()
 
-__all__ = ["attentive_mask", "ghost_batch_norm", "glu_block", "glu_layer", "linear", "recurrent", "sparsemax"]
+__all__ = ["attentive_mask", "fourier_waves", "ghost_batch_norm", "glu_block", "glu_layer", "linear", "recurrent", "sfm", "sparsemax"]

@@ -1,0 +1,3 @@
+from .op import fourier_waves, sfm
+
+__all__ = ["fourier_waves", "sfm"]
