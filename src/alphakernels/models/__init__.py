@@ -1,7 +1,8 @@
 """Networks: nn.Modules made of `alphakernels.nn`, with the originals' constructors and state_dict names."""
 
+from .mlp import MLPNet
 from .recurrent import ALSTMNet, GRUNet, LSTMNet
 from .sfm import SFMNet
 from .tabnet import TabNet, TabNetDecoder, TabNetFinetune
 
-__all__ = ["ALSTMNet", "GRUNet", "LSTMNet", "SFMNet", "TabNet", "TabNetDecoder", "TabNetFinetune"]
+__all__ = ["ALSTMNet", "GRUNet", "LSTMNet", "MLPNet", "SFMNet", "TabNet", "TabNetDecoder", "TabNetFinetune"]

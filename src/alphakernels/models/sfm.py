@@ -47,9 +47,7 @@ class SFMNet(SFM):
         features = self.input_dim
         rows = x.dim() == 2 and x.shape[1] > 0 and x.shape[1] % features == 0
         if not rows and not (x.dim() == 3 and x.shape[2] == features):
-            raise ValueError(
-                f"SFMNet: x must be of shape [N, {features} * T] or [N, T, {features}], got {list(x.shape)}"
-            )
+            raise ValueError(f"SFMNet: x must be of shape [N, {features} * T] or [N, T, {features}], got {list(x.shape)}")
         return x.unflatten(1, (features, x.shape[1] // features)).transpose(1, 2) if rows else x
 
     def forward(self, x: Tensor) -> Tensor:

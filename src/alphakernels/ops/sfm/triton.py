@@ -225,9 +225,7 @@ def sfm(
     hidden_mask: Tensor | None, training: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(the last hidden state [B, H], and of all steps [B, T, H])."""
-    x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask = dense(
-        x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask
-    )
+    x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask = dense(x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask)
     (batch, steps, features), units, frequencies = x.shape, bias_a.shape[0], weight_a.shape[0]
     out = x.new_empty(batch, units)
     hidden = x.new_empty(batch if training else 0, steps, units, dtype=statistics_dtype(x))
@@ -246,13 +244,11 @@ def sfm_backward(
     hidden_mask: Tensor | None, hidden: Tensor, x_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx or empty, dweight_x, dweight_h, dbias, dweight_a, dbias_a)."""
-    grad, x, hidden_mask, hidden, *constants = dense(
-        grad, x, hidden_mask, hidden, weight_x, weight_h, bias, weight_a, bias_a, waves
-    )
+    grad, x, hidden_mask, hidden, *constants = dense(grad, x, hidden_mask, hidden, weight_x, weight_h, bias, weight_a, bias_a, waves)
     *parameters, waves = constants
     weight_x, weight_h, bias, weight_a, bias_a = parameters
     (batch, steps, features), units, frequencies = x.shape, bias_a.shape[0], weight_a.shape[0]
-    width, dtype = bias.shape[0], hidden.dtype
+    dtype = hidden.dtype
     if batch * units == 0:
         return x.new_empty(batch if x_gradient else 0, steps, features), *(torch.zeros_like(p) for p in parameters)
     before = torch.zeros_like(hidden)  # the hidden state as it enters each step's gates
