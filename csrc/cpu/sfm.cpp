@@ -4,58 +4,48 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../common/gemm.h"
 #include "../common/parallel.h"
-#include "../common/simd.h"
-#include "../common/tile_gemm.h"
-#include "../common/workspace.h"
 #include "sfm_cell.h"
 
 namespace ak::AK_ISA {
 namespace {
 
-// Rows that go through all steps together: enough to read the weights once for many products, few enough that their S stays in
-// the second-level cache. The cut depends on nothing else, so that no result depends on the number of threads.
-constexpr int64_t kForwardTile = 16, kBackwardTile = 8;
+// Rows that go through all steps together: enough for a product's block of registers, few enough that their S stays in the
+// second-level cache. The cut depends on nothing else, so that no result depends on the number of threads.
+constexpr int64_t kTile = kRegisterBytes == 64 ? 8 : 6;
 // Steps between two checkpoints of S in the backward pass.
-constexpr int64_t kSegment = 4;
+constexpr int64_t kSegment = 8;
 // The backward pass sums the weights' gradients in this many pieces, and those in order.
 constexpr int64_t kGroups = 32;
 
 inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
-// Weights as the tiles want them: padded, in panels. `forward` is [inputs, gates] (row order: hidden state, x, bias), `backward`
-// its transpose [gates, hidden state | x].
+// Weights as the tiles want them: padded and packed. `forward` is [inputs, gates] (rows: hidden state, x, bias), `backward` its
+// transpose [gates, hidden state | x].
 template <class T>
 struct SfmWeights {
   SfmLayout<T> lay;
   int64_t columns;  // of `backward`
-  Workspace<T> work;
-  T *forward, *backward, *bias_a;
+  Scratch<T> forward, backward, bias_a;
 
   SfmWeights(const SfmSizes& s, const SfmInputs<T>& in, bool with_backward, bool with_x)
-      : lay(s), columns(lay.units + (with_x ? round_up(s.features, kLanes<T>) : 0)),
-        work(Workspace<T>::padded(lay.inputs * lay.gates) + Workspace<T>::padded(lay.gates * columns) + lay.units),
-        forward(work.take(lay.inputs * lay.gates)), backward(work.take(lay.gates * columns)), bias_a(work.take(lay.units)) {
-    const auto column_of = [&](int64_t j) {  // in the caller's weights; -1: padding
-      const int64_t gate = std::min<int64_t>(j / lay.units, 4), k = j - gate * lay.units;
-      return k < (gate < 4 ? s.hidden : s.frequencies) ? gate * s.hidden + k : -1;
-    };
+      : lay(s), columns(round_up(lay.units + (with_x ? s.features : 0), kPanel<T>)), forward(lay.inputs * lay.gates),
+        backward(with_backward ? lay.gates * columns : 0), bias_a(lay.units) {
     const int64_t width = 4 * s.hidden + s.frequencies;
     const auto weight = [&](int64_t row, int64_t j) -> T {
-      const int64_t column = column_of(j);
-      if (column < 0 || (row >= s.hidden && row < lay.units) || row >= lay.inputs) return 0;
+      const int64_t gate = std::min<int64_t>(j / lay.units, 4), k = j - gate * lay.units, column = gate * s.hidden + k;
+      if (k >= (gate < 4 ? s.hidden : s.frequencies)) return 0;
       if (row < s.hidden) return in.weight_h[row * width + column];
+      if (row < lay.units) return 0;
       return row < lay.units + s.features ? in.weight_x[(row - lay.units) * width + column] : in.bias[column];
     };
-    pack_panels(forward, lay.inputs, lay.gates / kLanes<T>, weight);
+    pack_panels<T>(lay.inputs, lay.gates, forward, weight);
     if (with_backward)
-      pack_panels(backward, lay.gates, columns / kLanes<T>,
-                  [&](int64_t j, int64_t row) { return row < lay.units + s.features ? weight(row, j) : T(0); });
+      pack_panels<T>(lay.gates, columns, backward,
+                     [&](int64_t j, int64_t row) { return row < lay.units + (with_x ? s.features : 0) ? weight(row, j) : T(0); });
     for (int64_t h = 0; h < lay.units; ++h) bias_a[h] = h < s.hidden ? in.bias_a[h] : T(0);
   }
-
-  Right<T> gates() const { return {forward, 0, lay.inputs}; }
-  Right<T> transposed() const { return {backward, 0, lay.gates}; }
 };
 
 // The parts of a gates' input row [hidden state | x | 1 | padding] that do not come from the step before.
@@ -76,21 +66,17 @@ void put_state(const SfmSizes& s, const SfmInputs<T>& in, int64_t row, const T* 
 
 template <class T>
 void sfm(const SfmSizes& s, const SfmInputs<T>& in, T* out, T* hidden) {
-  using W = Workspace<T>;
   const SfmWeights<T> weights(s, in, false, false);
   const SfmLayout<T>& lay = weights.lay;
-  const int64_t inputs = kForwardTile * lay.input_stride, gates = kForwardTile * lay.gates, state = kForwardTile * lay.state;
-  parallel_for(ceil_div(s.batch, kForwardTile), 1, [&](int64_t first, int64_t last) {
-    W work(W::padded(inputs) + W::padded(gates) + W::padded(state) + lay.units);
-    T *input = work.take(inputs), *z = work.take(gates), *S = work.take(state), *h = work.take(lay.units);
+  parallel_for(ceil_div(s.batch, kTile), 1, [&](int64_t first, int64_t last) {
+    const Scratch<T> input(kTile * lay.inputs), z(kTile * lay.gates), S(kTile * lay.state), h(lay.units);
     for (int64_t tile = first; tile < last; ++tile) {
-      const int64_t begin = tile * kForwardTile, rows = std::min(kForwardTile, s.batch - begin);
-      std::fill_n(input, inputs, T(0));
-      std::fill_n(S, state, T(0));
+      const int64_t begin = tile * kTile, rows = std::min(kTile, s.batch - begin);
+      std::fill_n(&input[0], rows * lay.inputs, T(0));
+      std::fill_n(&S[0], rows * lay.state, T(0));
       for (int64_t t = 0; t < s.steps; ++t) {
-        for (int64_t r = 0; r < rows; ++r) put_features(s, lay, in, begin + r, t, input + r * lay.input_stride);
-        tile_gemm<T, true, false>(round_up(rows, kGemmRows), lay.gates / kLanes<T>, lay.inputs, input, lay.input_stride,
-                                  weights.gates(), z, lay.gates);
+        for (int64_t r = 0; r < rows; ++r) put_features(s, lay, in, begin + r, t, input + r * lay.inputs);
+        multiply<T>(rows, lay.gates, lay.inputs, {input, lay.inputs, 1}, weights.forward, z, lay.gates);
         for (int64_t r = 0; r < rows; ++r) {
           T *gate = z + r * lay.gates, *memory = S + r * lay.state;
           open_gates(lay, gate);
@@ -99,9 +85,9 @@ void sfm(const SfmSizes& s, const SfmInputs<T>& in, T* out, T* hidden) {
                              const Vec<T> a = tanh<Vec<T>, T>(power + load<Vec<T>>(weights.bias_a + j));
                              store(h + j, static_cast<Vec<T>>(load<Vec<T>>(gate + 3 * lay.units + j) * a));
                            });
-          put_state(s, in, begin + r, h, input + r * lay.input_stride);
-          if (hidden != nullptr) std::memcpy(hidden + ((begin + r) * s.steps + t) * s.hidden, h, s.hidden * sizeof(T));
-          if (t + 1 == s.steps) std::memcpy(out + (begin + r) * s.hidden, h, s.hidden * sizeof(T));
+          put_state<T>(s, in, begin + r, h, input + r * lay.inputs);
+          if (hidden != nullptr) std::memcpy(hidden + ((begin + r) * s.steps + t) * s.hidden, &h[0], s.hidden * sizeof(T));
+          if (t + 1 == s.steps) std::memcpy(out + (begin + r) * s.hidden, &h[0], s.hidden * sizeof(T));
         }
       }
     }
@@ -110,12 +96,12 @@ void sfm(const SfmSizes& s, const SfmInputs<T>& in, T* out, T* hidden) {
 
 namespace {
 
-// What one group of tiles adds up: the weights' gradients [input_stride, gates], u's [F, lanes], bias_a's [units].
+// What one group of tiles adds up: the weights' gradients [inputs, gates], u's [F, lanes], bias_a's [units].
 template <class T>
 struct Sums {
   int64_t weights, amplitude, bias;
   explicit Sums(const SfmSizes& s, const SfmLayout<T>& lay)
-      : weights(lay.input_stride * lay.gates), amplitude(s.frequencies * kLanes<T>), bias(lay.units) {}
+      : weights(lay.inputs * lay.gates), amplitude(s.frequencies * kLanes<T>), bias(lay.units) {}
   int64_t size() const { return weights + amplitude + bias; }
 };
 
@@ -133,54 +119,48 @@ class BackwardTile {
  public:
   BackwardTile(const SfmSizes& sizes, const SfmInputs<T>& inputs, const SfmWeights<T>& packed)
       : s(sizes), in(inputs), weights(packed), lay(packed.lay), parts(s, lay), segments(ceil_div(s.steps, kSegment)),
-        work(count(s.steps * lay.input_stride) + count(s.steps * lay.gates) + count(s.steps * lay.units) +
-             count((segments + kSegment + 1) * lay.state) + count(weights.columns) + 2 * W::padded(s.frequencies * kLanes<T>) +
-             W::padded(lay.units)),
-        input(work.take(kBackwardTile * s.steps * lay.input_stride)), gates(work.take(kBackwardTile * s.steps * lay.gates)),
-        a(work.take(kBackwardTile * s.steps * lay.units)), states(work.take(kBackwardTile * (segments + kSegment + 1) * lay.state)),
-        dinput(work.take(kBackwardTile * weights.columns)), dfrequency(work.take(s.frequencies * kLanes<T>)),
-        damplitude(work.take(s.frequencies * kLanes<T>)), dbias(work.take(lay.units)) {
-    // Rows and columns of padding stay zero: a product with them adds nothing.
-    std::fill_n(input, kBackwardTile * s.steps * lay.input_stride, T(0));
-    std::fill_n(a, kBackwardTile * s.steps * lay.units, T(0));
+        input(kTile * s.steps * lay.inputs), gates(kTile * s.steps * lay.gates),
+        a(kTile * s.steps * lay.units), states(kTile * (segments + kSegment + 1) * lay.state),
+        dinput(kTile * packed.columns), dgates(kTile * kSegment * lay.gates),
+        dfrequency(s.frequencies * kLanes<T>), damplitude(s.frequencies * kLanes<T>), dbias(lay.units) {
+    // Padding, and the hidden state before the first step, stay zero.
+    std::fill_n(&input[0], kTile * s.steps * lay.inputs, T(0));
+    std::fill_n(&a[0], kTile * s.steps * lay.units, T(0));
   }
 
   void run(int64_t tile, const T* grad, const T* hidden, T* dx, T* sums) {
-    begin = tile * kBackwardTile;
-    rows = std::min(kBackwardTile, s.batch - begin);
+    begin = tile * kTile;
+    rows = std::min(kTile, s.batch - begin);
     open(hidden);
-    std::fill_n(checkpoint(0, 0), kBackwardTile * lay.state, T(0));
+    std::fill_n(checkpoint(0, 0), kTile * lay.state, T(0));
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t segment = 0; segment + 1 < segments; ++segment) {
         const T* from = checkpoint(segment, r);
         for (int64_t t = segment * kSegment; t < (segment + 1) * kSegment; ++t, from = checkpoint(segment + 1, r))
           forward(t, r, from, checkpoint(segment + 1, r));
       }
-    std::fill_n(dstate(0), kBackwardTile * lay.state, T(0));
-    std::fill_n(dinput, kBackwardTile * weights.columns, T(0));
+    std::fill_n(dstate(0), kTile * lay.state, T(0));
+    std::fill_n(&dinput[0], kTile * weights.columns, T(0));
     for (int64_t r = 0; r < rows; ++r) std::memcpy(dinput + r * weights.columns, grad + (begin + r) * s.hidden, s.hidden * sizeof(T));
     for (int64_t segment = segments - 1; segment >= 0; --segment) {
       const int64_t start = segment * kSegment, stop = std::min(start + kSegment, s.steps);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t t = start; t < stop; ++t) forward(t, r, kept(segment, t, r), kept(segment, t + 1, r));
-      std::fill_n(damplitude, parts.amplitude, T(0));
-      std::fill_n(dbias, parts.bias, T(0));
+      std::fill_n(&damplitude[0], parts.amplitude, T(0));
+      std::fill_n(&dbias[0], parts.bias, T(0));
       for (int64_t t = stop - 1; t >= start; --t) back(segment, t, dx);
       add<T>(parts.amplitude, damplitude, sums + parts.weights);  // sums of sums round less than one long sum
       add<T>(parts.bias, dbias, sums + parts.weights + parts.amplitude);
-      const int64_t first = start * kBackwardTile, depth = (stop - start) * kBackwardTile;
-      tile_gemm<T, false, true>(lay.input_stride, lay.gates / kLanes<T>, depth, input + first * lay.input_stride, lay.input_stride,
-                                Right<T>{gates + first * lay.gates, lay.gates, 0}, sums, lay.gates);
+      const int64_t depth = (stop - start) * rows;
+      pack<T>(gate(start, 0), lay.gates, depth, lay.gates, dgates);
+      multiply<T>(lay.inputs, lay.gates, depth, {input + at(start, 0) * lay.inputs, 1, lay.inputs}, dgates, sums, lay.gates, true);
     }
   }
 
  private:
-  using W = Workspace<T>;
-  static int64_t count(int64_t per_row) { return W::padded(kBackwardTile * per_row); }
-
-  int64_t at(int64_t t, int64_t r) const { return t * kBackwardTile + r; }
+  int64_t at(int64_t t, int64_t r) const { return t * rows + r; }
   T* gate(int64_t t, int64_t r) { return gates + at(t, r) * lay.gates; }
-  T* checkpoint(int64_t segment, int64_t r) { return states + at(segment, r) * lay.state; }
+  T* checkpoint(int64_t segment, int64_t r) { return states + (segment * kTile + r) * lay.state; }
   // S before step t of the segment at hand: its first is the checkpoint.
   T* kept(int64_t segment, int64_t t, int64_t r) {
     return t == segment * kSegment ? checkpoint(segment, r) : checkpoint(segments - 1 + t - segment * kSegment, r);
@@ -190,31 +170,25 @@ class BackwardTile {
   // The gates of all steps, and a = tanh of the amplitude, from h = o a: where o is zero neither a nor its gradient matters, but a
   // NaN must stay one.
   void open(const T* hidden) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t t = 0; t < s.steps; ++t) {
+    for (int64_t t = 0; t < s.steps; ++t)
+      for (int64_t r = 0; r < rows; ++r) {
         const T* h = hidden + ((begin + r) * s.steps + t) * s.hidden;
-        T* row = input + at(t, r) * lay.input_stride;
-        put_features(s, lay, in, begin + r, t, row);
-        if (t + 1 < s.steps) put_state(s, in, begin + r, h, input + at(t + 1, r) * lay.input_stride);
+        put_features<T>(s, lay, in, begin + r, t, input + at(t, r) * lay.inputs);
+        if (t == 0) std::fill_n(input + r * lay.inputs, s.hidden, T(0));
+        if (t + 1 < s.steps) put_state<T>(s, in, begin + r, h, input + at(t + 1, r) * lay.inputs);
         std::memcpy(a + at(t, r) * lay.units, h, s.hidden * sizeof(T));
       }
-    tile_gemm<T, true, false>(s.steps * kBackwardTile, lay.gates / kLanes<T>, lay.inputs, input, lay.input_stride, weights.gates(), gates,
-                              lay.gates);
+    const int64_t n = s.steps * rows;
+    multiply<T>(n, lay.gates, lay.inputs, {input, lay.inputs, 1}, weights.forward, gates, lay.gates);
     using P = Vec<T>;
-    for (int64_t t = 0; t < s.steps; ++t)
-      for (int64_t r = 0; r < kBackwardTile; ++r) {
-        if (r >= rows) {
-          std::fill_n(gate(t, r), lay.gates, T(0));
-          std::fill_n(input + at(t, r) * lay.input_stride, lay.input_stride, T(0));
-          continue;
-        }
-        open_gates(lay, gate(t, r));
-        for (int64_t j = 0; j < lay.units; j += kLanes<T>) {
-          T* p = a + at(t, r) * lay.units + j;
-          const P h = load<P>(p), o = load<P>(gate(t, r) + 3 * lay.units + j), ratio = h / o;
-          store(p, o > P{} ? ratio : h);
-        }
+    for (int64_t i = 0; i < n; ++i) {
+      open_gates<T>(lay, gates + i * lay.gates);
+      for (int64_t j = 0; j < lay.units; j += kLanes<T>) {
+        T* p = a + i * lay.units + j;
+        const P h = load<P>(p), o = load<P>(gates + i * lay.gates + 3 * lay.units + j), ratio = h / o;
+        store(p, o > P{} ? ratio : h);
       }
+    }
   }
 
   void forward(int64_t t, int64_t r, const T* before, T* after) {
@@ -229,8 +203,7 @@ class BackwardTile {
                    {gate(t, r), a + at(t, r) * lay.units, in.waves + 2 * t * s.frequencies, in.weight_a, kept(segment, t, r),
                     kept(segment, t + 1, r), dinput + r * weights.columns, dstate(r), damplitude, dbias, dfrequency, gate(t, r)});
     if (t == 0 && dx == nullptr) return;
-    tile_gemm<T, true, false>(kBackwardTile, weights.columns / kLanes<T>, lay.gates, gate(t, 0), lay.gates, weights.transposed(), dinput,
-                              weights.columns);
+    multiply<T>(rows, weights.columns, lay.gates, {gate(t, 0), lay.gates, 1}, weights.backward, dinput, weights.columns);
     for (int64_t r = 0; r < rows; ++r) {
       T* row = dinput + r * weights.columns;
       if (dx != nullptr)
@@ -246,8 +219,7 @@ class BackwardTile {
   const SfmLayout<T>& lay;
   const Sums<T> parts;
   const int64_t segments;
-  W work;
-  T *input, *gates, *a, *states, *dinput, *dfrequency, *damplitude, *dbias;
+  const Scratch<T> input, gates, a, states, dinput, dgates, dfrequency, damplitude, dbias;
   int64_t begin = 0, rows = 0;
 };
 
@@ -258,9 +230,9 @@ void sfm_backward(const SfmSizes& s, const SfmInputs<T>& in, const T* grad, cons
   const SfmWeights<T> weights(s, in, true, out.x != nullptr);
   const SfmLayout<T>& lay = weights.lay;
   const Sums<T> parts(s, lay);
-  const int64_t tiles = ceil_div(s.batch, kBackwardTile), groups = std::max<int64_t>(1, std::min(tiles, kGroups));
-  Workspace<T> work(groups * parts.size());
-  T* sums = work.take(groups * parts.size());
+  const int64_t tiles = ceil_div(s.batch, kTile), groups = std::max<int64_t>(1, std::min(tiles, kGroups));
+  const Scratch<T> work(groups * parts.size());
+  T* sums = work;
   std::fill_n(sums, parts.size(), T(0));
   parallel_for(tiles == 0 ? 0 : groups, 1, [&](int64_t first, int64_t last) {
     BackwardTile<T> tile(s, in, weights);

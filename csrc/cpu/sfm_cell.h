@@ -5,25 +5,25 @@
 
 #include <type_traits>
 
+#include "../common/gemm.h"
 #include "../common/simd.h"
-#include "../common/tile_gemm.h"
 #include "sfm.h"
 
 namespace ak::AK_ISA {
 namespace {
 
-// How a tile is laid out: units and frequencies padded to whole registers with zeros, which all arithmetic leaves zero.
+// How a tile is laid out: units padded to whole registers and the columns of the gates to whole panels of a product, with zeros,
+// which all arithmetic leaves zero.
 template <class T>
 struct SfmLayout {
-  int64_t units, frequencies;  // padded H, padded F
-  int64_t gates;               // columns of the gates: 4 * units + frequencies
-  int64_t inputs;              // rows of the weights: [hidden state | x | 1], the last for the bias
-  int64_t input_stride;        // `inputs` padded for products with its transpose
-  int64_t state;               // elements of S of one row
+  int64_t units;   // padded H
+  int64_t gates;   // columns of the gates: 4 * units + F, padded
+  int64_t inputs;  // rows of the weights: [hidden state: units | x | 1], the last for the bias
+  int64_t state;   // elements of S of one row
 
   explicit SfmLayout(const SfmSizes& s)
-      : units(round_up(s.hidden, kLanes<T>)), frequencies(round_up(s.frequencies, kLanes<T>)), gates(4 * units + frequencies),
-        inputs(units + s.features + 1), input_stride(round_up(inputs, kGemmPad)), state(2 * s.frequencies * units) {}
+      : units(round_up(s.hidden, kLanes<T>)), gates(round_up(4 * units + s.frequencies, kPanel<T>)), inputs(units + s.features + 1),
+        state(2 * s.frequencies * units) {}
 };
 
 // Registers of hidden units taken together: as many as leave room for what they need in each of the loops.
