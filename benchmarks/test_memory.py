@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from alphakernels.models import TabNet
+from alphakernels.models import SFMNet, TabNet
 
 qlib = pytest.importorskip("qlib.contrib.model.pytorch_tabnet", reason="make bench installs Qlib, the peer")
 
@@ -47,3 +47,20 @@ def test_tabnet_peak(record_peak, device) -> None:
         peaks[name] = peak_bytes(step, device)
     record_peak("TabNet B 4096 training step, peak", peaks["alphakernels"], "Qlib eager", peaks["Qlib eager"], 2.0)
     assert peaks["alphakernels"] < peaks["Qlib eager"]
+
+
+def test_sfm_peak(record_peak, device) -> None:
+    module = pytest.importorskip("qlib.contrib.model.pytorch_sfm")
+    x, y = torch.randn(1000, 360, device=device), torch.randn(1000, device=device)
+    peaks = {}
+    for name, cls in (("alphakernels", SFMNet), ("Qlib eager", module.SFM_Model)):
+        torch.manual_seed(0)
+        network = cls(d_feat=6, hidden_size=64, freq_dim=25, device=device).to(device)
+
+        def step(network=network):
+            network.zero_grad(set_to_none=True)
+            (network(x) - y).square().mean().backward()
+
+        peaks[name] = peak_bytes(step, device)
+    record_peak("SFM B 1000, T 60 training step, peak", peaks["alphakernels"], "Qlib eager", peaks["Qlib eager"], 10.0)
+    assert peaks["alphakernels"] < peaks["Qlib eager"] / 10
