@@ -11,7 +11,7 @@ INSTALL := install --quiet --disable-pip-version-check
 .PHONY: help install demo test test-qlib bench lint clean
 
 help:
-	@echo "make demo       train TabNet on the bundled market data (MODEL=tabnet)"
+	@echo "make demo       train a model on the bundled market data (MODEL=tabnet, alstm, lstm, gru, localformer, transformer, gats, hist, sfm)"
 	@echo "make test       all tests"
 	@echo "make test-qlib  parity with Qlib itself, in an environment of its own"
 	@echo "make bench      benchmarks against Qlib, torch, torch.compile and entmax, on the CPU"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from alphakernels.cli import app
+from alphakernels.cli import app, demo
 from alphakernels.data import simulate_market
-from alphakernels.estimators import TabNetModel
+from alphakernels.estimators import ALSTMModel, GRUModel, TabNetModel
 from alphakernels.ops._library import OPS
 
 runner = CliRunner()
@@ -41,6 +42,17 @@ def test_demo_writes_what_it_says(tmp_path):
     assert TabNetModel.load(out / "model.safetensors").fitted
 
 
+def test_demo_of_a_sequence_model(tmp_path, monkeypatch):
+    monkeypatch.setitem(demo.DEMOS, "alstm", replace(demo.DEMOS["alstm"], lags=5))
+    arguments = ["demo", "--model", "alstm", "--out", str(tmp_path), "--epochs", "1", "--start", "2014-06", "--threads", "1", "--quiet"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    for part in ("training ", "test IC", "Rank IC", "compiled", "reference", "peak memory"):
+        assert part in result.output
+    assert (tmp_path / "report.png").read_bytes()[:4] == PNG
+    assert ALSTMModel.load(tmp_path / "model.safetensors").d_feat_ == 1
+
+
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "prices.csv"
@@ -66,11 +78,20 @@ def test_train_on_a_table(tmp_path, table):
     assert len(pd.read_csv(out / "predictions.csv")) > 0
 
 
+@pytest.mark.parametrize("data", ["{lags: 3}", "{lags: 1, step_len: 4}"])
+def test_train_a_sequence_model(tmp_path, table, data):
+    text = f"data: {data}\nmodel: {{n_epochs: 1, hidden_size: 4, num_layers: 1}}\n"
+    arguments = ["train", "--model", "gru", "--data", str(table), "--config", config(tmp_path, text), "--out", str(tmp_path / "run"), "--quiet"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert GRUModel.load(tmp_path / "run" / "model.safetensors").d_feat_ == 6
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--data", "none.csv"], "none.csv: no such file"),
-        (["--data", "{table}", "--model", "gbdt"], "--model must be one of tabnet, got 'gbdt'"),
+        (["--data", "{table}", "--model", "gbdt"], "--model must be one of alstm, gru, "),
         (["--data", "{table}", "--config", "{config:model: {n_epoch: 1}}"], "unknown key 'n_epoch'; did you mean 'n_epochs'?"),
         (["--data", "{table}", "--config", "{config:data: {segments: {train: [1980, 1981]}}}"], "segment 'train'"),
         (["--data", "{table}", "--config", "{config:[1, 2}"], "cannot be read as YAML"),

@@ -16,6 +16,34 @@ def test_the_signal_has_the_strength_it_says(strength):
     assert ic_summary(market.signal, market.forward_return)["ic"] == pytest.approx(strength, abs=0.015)
 
 
+@pytest.mark.parametrize("sectors", [1, 8])
+def test_the_cross_sectional_signal_has_the_strength_it_says(sectors):
+    market = simulate_market(200, 400, seed=1, signal=0.0, cross_signal=0.3, sectors=sectors)
+    assert ic_summary(market.cross_signal, market.forward_return)["ic"] == pytest.approx(0.3, abs=0.015)
+    # By itself the instrument's own pattern says nothing: what it is worth changes its sign with the others' moves.
+    assert abs(ic_summary(market.signal, market.forward_return)["ic"]) < 0.1  # 400 days are 80 moods: 0.3 / sqrt(80) is chance
+    assert market.sectors.nunique() == sectors
+    assert list(market.sectors.index) == list(market.frame.index.levels[1])
+
+
+def test_both_signals():
+    market = simulate_market(300, 300, seed=3, signal=0.2, cross_signal=0.3, sectors=6)
+    both = 0.2 * market.signal + 0.3 * market.cross_signal
+    found = [ic_summary(one, market.forward_return)["ic"] for one in (market.signal, market.cross_signal, both)]
+    assert found[2] == pytest.approx(np.hypot(0.2, 0.3), abs=0.03)
+    assert found[0] > 0.1 and found[1] > 0.2
+
+
+def test_bad_sizes():
+    for options, message in (
+        ({"signal": 0.8, "cross_signal": 0.7}, "squares sum to less than 1, got 0.8 and 0.7"),
+        ({"sectors": 6}, "sectors must be from 1 to 5"),
+        ({"sectors": 2, "sector_share": 1.0}, "sector_share in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            simulate_market(10, 5, **options)
+
+
 def test_bars_are_consistent_and_seeded():
     market = simulate_market(23, 57, seed=2)
     f = market.frame

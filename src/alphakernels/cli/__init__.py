@@ -10,7 +10,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compiled kernels for the deep models of quantitative research.")
 
-Model = Annotated[str, typer.Option(help="Which model: tabnet.")]
+Model = Annotated[str, typer.Option(help="Which model: tabnet, alstm, lstm, gru, ...; a wrong name lists them all.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="torch threads; by default torch's own choice.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
@@ -27,17 +27,28 @@ def doctor() -> None:
 def demo(
     model: Model = "tabnet",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("alphakernels-demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 4,
-    pretrain_epochs: Annotated[int, typer.Option(min=1, help="Epochs of pretraining.")] = 2,
-    start: Annotated[str, typer.Option(help="First day used of the sample, 1990 at the earliest.")] = "2000",
-    batch_size: Annotated[int, typer.Option(min=2, help="Rows a step.")] = 4096,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; each demo has its own default.")] = None,
+    pretrain_epochs: Annotated[int, typer.Option(min=1, help="Epochs of TabNet's pretraining.")] = 2,
+    start: Annotated[str | None, typer.Option(help="First day used of the sample, 1990 at the earliest.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Rows a step, of models that train on rows.")] = None,
+    stocks: Annotated[int, typer.Option(min=10, help="Size of gats' simulated market.")] = 4000,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Trains a model on the bundled real market data and says how it went: losses, IC, speed-up."""
     from .demo import run
 
-    run(model, out, epochs=epochs, pretrain_epochs=pretrain_epochs, start=start, batch_size=batch_size, threads=threads, quiet=quiet)
+    run(
+        model,
+        out,
+        epochs=epochs,
+        pretrain_epochs=pretrain_epochs,
+        start=start,
+        batch_size=batch_size,
+        stocks=stocks,
+        threads=threads,
+        quiet=quiet,
+    )
 
 
 @app.command()

@@ -1,24 +1,27 @@
-"""What demo and train share: fit with a record of both phases, scores, files."""
+"""What demo and train share: fit with a record of every phase, scores, files."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import typer
 
-from alphakernels.data import PanelDataset
-from alphakernels.estimators import TabNetModel
+from alphakernels import estimators
+from alphakernels.data import PanelDataset, WindowDataset
+from alphakernels.estimators import Estimator
 from alphakernels.plotting import training_report
 from alphakernels.training import Callback, TrainingState, ic_by_day, ic_summary
 
-MODELS = {"tabnet": TabNetModel}
-PHASES = {"pretrain": "pretraining", "finetune": "fine-tuning"}
+MODELS: dict[str, type[Estimator]] = {
+    name.removesuffix("Model").lower(): getattr(estimators, name) for name in estimators.__all__ if name.endswith("Model")
+}
+PHASES = {"pretrain": "pretraining", "finetune": "fine-tuning", "train": "training"}
 
 
-def model_class(name: str) -> type[TabNetModel]:
+def model_class(name: str) -> type[Estimator]:
     """The estimator of this name."""
     if name not in MODELS:
         raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {name!r}")
@@ -36,27 +39,42 @@ class Record(Callback):
 
 
 def losses_table(histories: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Epoch losses of both phases as text."""
+    """What was measured after each epoch of all phases, as text."""
     lines = [f"{'phase':12s} {'epoch':>5s} {'train':>12s} {'valid':>12s}"]
     for phase, history in histories.items():
         for record in history:
-            lines.append(f"{phase:12s} {record['epoch'] + 1:5d} {record['train']:12.6f} {record['valid']:12.6f}")
+            valid = f"{record['valid']:12.6f}" if "valid" in record else f"{'':12s}"
+            lines.append(f"{phase:12s} {record['epoch'] + 1:5d} {record['train']:12.6f} {valid}")
     return "\n".join(lines)
 
 
-def finish(model: TabNetModel, dataset: PanelDataset, record: Record, out: Path, title: str) -> dict[str, float]:
+def finish(model: Estimator, dataset: PanelDataset | WindowDataset, record: Record, out: Path, title: str) -> dict[str, float]:
     """Scores the test segment, prints the tables, writes predictions.csv, model.safetensors and report.png to `out`."""
     prediction = model.predict(dataset, "test")
-    segment = dataset.segment("test")
-    label = pd.Series(segment.y, index=segment.index, name="label")
+    label = dataset.segment("test").label_series()
     summary = ic_summary(prediction, label)
-    importances = model.feature_importances(dataset, "test")
+    shown: dict[str, Any] = {"scored": (prediction, label)}
+    if hasattr(model, "feature_importances"):
+        shown = {"importances": model.feature_importances(dataset, "test")}
+    elif "alstm" == type(model).__name__.removesuffix("Model").lower():
+        shown["attention"] = model.attention(dataset, "test")
     prediction.to_frame().assign(label=label).to_csv(out / "predictions.csv")
     model.save(out / "model.safetensors")
-    figure = training_report(record.histories, ic_by_day(prediction, label), importances, title)
+    what = "mean daily IC" if getattr(model, "metric", "") == "ic" else "loss"
+    figure = training_report(record.histories, ic_by_day(prediction, label), title, what=what, **shown)
     figure.savefig(out / "report.png", dpi=110)
     typer.echo(losses_table(record.histories))
     typer.echo("")
     ic, rank_ic = (f"{summary[name]:+.4f} (ICIR {summary[name + 'ir']:+.3f})" for name in ("ic", "rank_ic"))
     typer.echo(f"test IC {ic}   Rank IC {rank_ic}")
     return summary
+
+
+def peak_memory() -> str:
+    """The most memory that this process has held, as text."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "not known here"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak / (1 << 30 if sys.platform == 'darwin' else 1 << 20):.2f} GB"

@@ -3,6 +3,7 @@
     data:
       label: my_label            # or none: the forward return of close
       lags: 20
+      step_len: 20               # or none: samples are windows of so many days, for all models but tabnet
       segments: {train: ["2010", "2016"], valid: ["2017", "2018"], test: ["2019", null]}   # or shares: {train: 0.7, ...}
     model:
       n_epochs: 10
@@ -56,7 +57,7 @@ def read_config(path: Path | None, model_arguments: Iterable[str]) -> tuple[dict
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise ValueError(f"--config {path}: {name} must be a mapping, got {type(part).__name__}")
-    table_arguments = [name for name in inspect.signature(panel_from_table).parameters if name != "table"]
+    table_arguments = [name for name in inspect.signature(panel_from_table).parameters if name != "table"] + ["step_len"]
     _known(f"--config {path}, data", parts["data"], table_arguments)
     _known(f"--config {path}, model", parts["model"], model_arguments)
     return parts["data"], parts["model"]
@@ -69,14 +70,17 @@ def run(data: Path, model: str, config: Path | None, out: Path, *, resume: bool,
     table_options, model_options = read_config(config, arguments)
     if threads is not None:
         torch.set_num_threads(threads)
+    step_len = table_options.pop("step_len", None)
     dataset = panel_from_table(read_table(data), **table_options)
+    if step_len is not None:
+        dataset = dataset.windows(step_len)
     typer.echo(f"data       {dataset}")
     for segment in ("train", "valid", "test"):
         dataset.segment(segment)
-    rows = len(dataset.segment("train").x)
     defaults: dict[str, Any] = {"d_feat": None, "progress": not quiet}
-    if "batch_size" not in model_options:
-        defaults["batch_size"] = min(4096, max(2, rows))
+    if "batch_size" in arguments:
+        usual = inspect.signature(estimator).parameters["batch_size"].default
+        defaults["batch_size"] = min(usual, max(2, len(dataset.segment("train"))))
     network = estimator(**{**defaults, **model_options})
     out.mkdir(parents=True, exist_ok=True)
     record = Record()
