@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from alphakernels.cli import app, demo
+from alphakernels.cli import app
+from alphakernels.cli.demo import DEMOS
 from alphakernels.data import simulate_market
 from alphakernels.estimators import ALSTMModel, GRUModel, TabNetModel
 from alphakernels.ops._library import OPS
@@ -43,7 +44,7 @@ def test_demo_writes_what_it_says(tmp_path):
 
 
 def test_demo_of_a_sequence_model(tmp_path, monkeypatch):
-    monkeypatch.setitem(demo.DEMOS, "alstm", replace(demo.DEMOS["alstm"], lags=5))
+    monkeypatch.setitem(DEMOS, "alstm", replace(DEMOS["alstm"], lags=5))
     arguments = ["demo", "--model", "alstm", "--out", str(tmp_path), "--epochs", "1", "--start", "2014-06", "--threads", "1", "--quiet"]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output

@@ -182,6 +182,10 @@ class Estimator(ABC):
     def _scores(self, module: nn.Module, batch: Batch) -> Tensor:
         """Scores [B] of a batch."""
 
+    def _saved_parameters(self) -> dict[str, Any]:
+        """The constructor's arguments as a file keeps them."""
+        return self.get_params()
+
     def _extra(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What predicting needs beside weights and parameters: tensors, and JSON values; saved with the model."""
         return {}, {}
@@ -217,7 +221,7 @@ class Estimator(ABC):
         """What must be equal for a fit to be resumed: parameters, data and feature names."""
         if context.checkpoint_dir is None:
             return None
-        parameters = json_parameters(self.get_params())
+        parameters = json_parameters(self._saved_parameters())
         kept = {name: value for name, value in parameters.items() if name not in self._run_parameters}
         names = zlib.crc32("\n".join(context.features).encode())
         data = {f"{name} data": rows.digest() for name, rows in segments.items()}
@@ -255,7 +259,7 @@ class Estimator(ABC):
         metadata = {
             "kind": "model",
             "class": type(self).__name__,
-            "parameters": json_parameters(self.get_params()),
+            "parameters": json_parameters(self._saved_parameters()),
             "n_features": self._n_features,
             "features": self.features_,
             "evals_result": self.evals_result_,

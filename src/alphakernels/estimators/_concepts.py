@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,11 @@ class Concepts:
         level = index.names.index("instrument") if "instrument" in index.names else 1
         row = self.stocks.get_indexer(pd.Index(index.levels[level].astype(str)))
         return np.where(row < 0, len(self.stocks), row)[np.asarray(index.codes[level])]
+
+    def digest(self) -> str:
+        """Tells concepts apart, for the fingerprint of a run."""
+        total = zlib.crc32(self.matrix.numpy(), zlib.crc32("\n".join(self.stocks).encode()))
+        return f"{len(self.stocks)} stocks, {self.matrix.shape[1]} concepts, crc32 {total:08x}"
 
     @classmethod
     def read(cls, stock2concept: Any, stock_index: Any = None, default_row: int | None = None) -> Concepts:
@@ -69,7 +75,7 @@ class Concepts:
             if len(wrong) or (default_row is not None and not 0 <= default_row < len(table)):
                 raise ValueError(
                     f"stock_index and default_row must name rows of the matrix, from 0 to {len(table) - 1}, got "
-                    f"{dict(wrong[:3]) or default_row}"
+                    f"{wrong[:3].to_dict() or default_row}"
                 )
             stocks, matrix = pd.Index(rows.index), table[rows.to_numpy()]
             default = None if default_row is None else table[default_row]
@@ -115,7 +121,7 @@ def _rows(stock_index: Any) -> pd.Series:
         stock_index = stock_index.iloc[:, 0]
     rows = pd.Series(dict(stock_index), dtype=float)
     if rows.isna().any() or (rows % 1 != 0).any():
-        raise ValueError(f"stock_index must give each stock a row's number, got {dict(rows[rows.isna() | (rows % 1 != 0)][:3])}")
+        raise ValueError(f"stock_index must give each stock a row's number, got {rows[rows.isna() | (rows % 1 != 0)][:3].to_dict()}")
     return pd.Series(rows.to_numpy(np.int64), index=rows.index.astype(str))
 
 
