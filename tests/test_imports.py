@@ -13,8 +13,8 @@ import alphakernels
 
 PACKAGE = Path(alphakernels.__file__).parent
 
-# What each package may import of the others. `testing` serves tests and benchmarks, `qlib` is the bridge out: nobody
-# imports them.
+# What each package may import of the others. `testing` serves tests, benchmarks and the verification of a swap; `qlib` is the
+# bridge out: nobody imports it.
 ALLOWED = {
     "ops": set(),
     "nn": {"ops"},
@@ -23,6 +23,7 @@ ALLOWED = {
     "training": set(),
     "plotting": set(),
     "testing": {"ops", "nn", "models"},
+    "swap": {"ops", "nn", "models", "testing"},
     "estimators": {"ops", "nn", "models", "data", "training"},
     "qlib": {"ops", "nn", "models", "data", "training", "estimators"},
     "tasks": {"data", "training", "estimators"},

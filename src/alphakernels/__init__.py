@@ -13,13 +13,16 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-_LAZY = ("data", "estimators", "models", "nn", "plotting", "testing", "training")
+_LAZY = ("data", "estimators", "models", "nn", "plotting", "swap", "testing", "training")
+_LAZY_FUNCTIONS = {"accelerate": "swap", "restore": "swap"}
 
-__all__ = ["__version__", "explain", "ops", "use_backend", *_LAZY]
+__all__ = ["__version__", "accelerate", "explain", "ops", "restore", "use_backend", *_LAZY]
 
 
 def __getattr__(name: str):
     # pandas, matplotlib and tqdm are imported by the packages that need them, when they are first used.
     if name in _LAZY:
         return importlib.import_module(f".{name}", __name__)
+    if name in _LAZY_FUNCTIONS:
+        return getattr(importlib.import_module(f".{_LAZY_FUNCTIONS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

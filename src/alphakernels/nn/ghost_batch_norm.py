@@ -38,14 +38,14 @@ class GhostBatchNorm(nn.Module):
             running_mean=bn.running_mean,
             running_var=bn.running_var,
             virtual_batch_size=self.vbs,
-            training=self.training,
+            training=bn.training,  # the norm may be frozen by itself
             momentum=bn.momentum,
             eps=bn.eps,
         )
 
     def count_batches(self, rows: int) -> None:
         """Advances `num_batches_tracked` by the number of virtual batches that `rows` rows make."""
-        if self.training and self.bn.num_batches_tracked is not None:
+        if self.bn.training and self.bn.num_batches_tracked is not None:
             from ..ops.ghost_batch_norm.reference import chunk_sizes
 
             self.bn.num_batches_tracked.add_(len(chunk_sizes(rows, self.vbs)))

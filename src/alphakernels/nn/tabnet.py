@@ -108,7 +108,7 @@ class AttentiveTransformer(nn.Module):
 
     def attend(self, a: Tensor, priors: Tensor, update_prior: bool = False):
         """The mask with its neighbours: an `ops.attentive_mask` result (mask, entropy, new_prior or None)."""
-        if self.training:
+        if self.bn.bn.training:
             logits = self.bn(ops.linear(a, self.fc.weight), linear_bias=self.fc.bias)  # [B, D]
         else:
             logits = F.linear(a, *self.bn.fold_into(self.fc))
