@@ -1,7 +1,7 @@
 """Market panels: one float32 frame by (datetime, instrument), features, labels, normalisation, and the batches cut from them."""
 
 from .assemble import assemble
-from .batches import DayBatches, RowBatches, WindowBatches
+from .batches import DayBatches, RowBatches, WindowBatches, loader_order
 from .features import forward_returns, price_windows, window_names
 from .finite import check_features_finite, check_label
 from .gather import Batch
@@ -11,11 +11,12 @@ from .panel import PanelDataset, Segment
 from .sample import SP500_SECTORS, load_sp500_sample, sample_panel
 from .simulate import SimulatedMarket, simulate_market
 from .tables import panel_from_table, read_table
-from .windows import WindowDataset, Windows
+from .windows import GivenWindows, WindowDataset, Windows
 
 __all__ = [
     "Batch",
     "DayBatches",
+    "GivenWindows",
     "PanelDataset",
     "PanelIndex",
     "RobustZScore",
@@ -33,6 +34,7 @@ __all__ = [
     "cs_zscore",
     "forward_returns",
     "load_sp500_sample",
+    "loader_order",
     "panel_from_table",
     "price_windows",
     "read_table",

@@ -89,12 +89,18 @@ class WindowBatches(RowBatches):
         self._by_instrument = x.by_instrument() if shuffle else None
 
     def _order(self) -> np.ndarray:
-        _draw()  # the loader's seed for its workers
-        if self._by_instrument is None:
-            return np.arange(self.n_rows)
-        generator = torch.Generator()
-        generator.manual_seed(_draw())
-        return self._by_instrument[torch.randperm(self.n_rows, generator=generator).numpy()]
+        order = loader_order(self.n_rows, shuffle=self._by_instrument is not None)
+        return order if self._by_instrument is None else self._by_instrument[order]
+
+
+def loader_order(rows: int, *, shuffle: bool) -> np.ndarray:
+    """The order in which a `torch.utils.data.DataLoader` visits `rows` samples; draws from torch's global stream what it draws."""
+    _draw()  # the loader's seed for its workers
+    if not shuffle:
+        return np.arange(rows)
+    generator = torch.Generator()
+    generator.manual_seed(_draw())
+    return torch.randperm(rows, generator=generator).numpy()
 
 
 def _draw() -> int:

@@ -125,6 +125,33 @@ class Windows:
         return np.argsort(self._histories.rank[self._start : self._stop], kind="stable")
 
 
+class GivenWindows(Windows):
+    """Windows that came as an array [N, T, D], each with days of its own.
+
+    Args:
+        windows: [N, T, D], of the rows of `index`.
+        index: their N keys.
+    """
+
+    def __init__(self, windows: np.ndarray, index: PanelIndex) -> None:
+        self.source = windows.reshape(-1, windows.shape[2])  # [N * T, D]
+        self.step_len = windows.shape[1]
+        self._start, self._stop, self._first = 0, len(windows), 0
+        self._index = index
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(rows, dtype=np.int64)[:, None] * self.step_len + np.arange(self.step_len)
+
+    def reach(self) -> Windows:
+        return self
+
+    def with_source(self, source: np.ndarray, first: int | None = None) -> Windows:
+        return GivenWindows(source.reshape(len(self), self.step_len, source.shape[1]), self._index)
+
+    def by_instrument(self) -> np.ndarray:
+        return np.lexsort((self._index.day, self._index.instrument))
+
+
 class WindowDataset:
     """A panel seen as time series: its segments' features are `Windows`. Made by `PanelDataset.windows(step_len)`.
 

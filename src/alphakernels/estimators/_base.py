@@ -22,6 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from alphakernels.data import Batch, RowBatches, Windows
+from alphakernels.estimators._arrays import (
+    ArrayDataset,
+    SklearnInterface,
+    array_segment,
+    check_column_count,
+    is_dataset,
+    not_fitted,
+    training_arrays,
+)
 from alphakernels.estimators._device import own_random_streams, resolve_device
 from alphakernels.estimators._segments import Rows, check_features, load_rows, weigh
 from alphakernels.training import Callback, CheckpointError, load_module_state, load_tensors, save_tensors
@@ -57,8 +66,8 @@ class FitContext:
         return None if self.checkpoint_dir is None else self.checkpoint_dir / f"{phase}.safetensors"
 
 
-class Estimator(ABC):
-    """Base of the estimators.
+class Estimator(SklearnInterface, ABC):
+    """Base of the estimators. `fit` and `predict` take a dataset, or arrays as scikit-learn's do.
 
     Attributes:
         module_: the trained network, on its device, in eval mode; None before `fit` or `load`.
@@ -74,15 +83,15 @@ class Estimator(ABC):
     batch_size: int
     seed: int | None
     missing: str
+    module_: nn.Module | None = None
+    features_: list[str] | None = None
+    evals_result_: dict[str, list[float]] = {}  # noqa: RUF012 (replaced by a fit, never written to)
+    _n_features = 0
 
     def _initialise(self, parameters: dict[str, Any]) -> None:
         """Stores the constructor's arguments; called first by every subclass's `__init__`."""
         for name in self._parameter_names():
             setattr(self, name, parameters[name])
-        self.module_: nn.Module | None = None
-        self.features_: list[str] | None = None
-        self.evals_result_: dict[str, list[float]] = {}
-        self._n_features = 0
 
     @classmethod
     def _parameter_names(cls) -> list[str]:
@@ -119,10 +128,14 @@ class Estimator(ABC):
     def fit(
         self,
         dataset: Any,
-        evals_result: dict[str, list[float]] | None = None,
+        y: Any = None,
         save_path: str | os.PathLike[str] | None = None,
         reweighter: Any = None,
         *,
+        evals_result: dict[str, list[float]] | None = None,
+        eval_set: Any = None,
+        dates: Any = None,
+        instruments: Any = None,
         resume: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callback] = (),
@@ -132,11 +145,18 @@ class Estimator(ABC):
         The global random states of torch and NumPy are left as they were. Fitting again starts anew.
 
         Args:
-            dataset: a `PanelDataset`, or anything with its `features`, `segments` and `segment(name)`.
-            evals_result: a dict that receives the scores by epoch, as Qlib's models do.
+            dataset: a `PanelDataset`, or anything with its `features`, `segments` and `segment(name)`; or features X [N, D]
+                ([N, T, D] for a model of windows) as an array, a tensor or a frame, with `y`.
+            y: with arrays, their labels [N], NaN where not observed. With a dataset, a dict here is `evals_result`, which
+                stands in this place in Qlib's models.
             save_path: where to `save` the fitted model.
             reweighter: how much each row counts in the training: a function, or an object with a method `reweight`,
                 from the segment to its rows' weights, [N] or a Series by (datetime, instrument). Evaluation is unweighted.
+            evals_result: a dict that receives the scores by epoch, as Qlib's models do.
+            eval_set: with arrays, (X, y), (X, y, dates) or (X, y, dates, instruments) to choose the epoch by; without it the
+                rows trained on choose it.
+            dates, instruments: with arrays, [N] each, needed by models of whole days. A frame indexed by (datetime,
+                instrument) brings them along.
             resume: go on from `checkpoint_dir` if it holds checkpoints of this very fit. After a kill the final
                 weights are bitwise those of a fit that was never interrupted.
             checkpoint_dir: a folder for checkpoints, written at each epoch's end.
@@ -150,6 +170,10 @@ class Estimator(ABC):
         """
         if resume and checkpoint_dir is None:
             raise ValueError(f"{type(self).__name__}: resume=True needs checkpoint_dir, got None")
+        if is_dataset(dataset):
+            evals_result = y if evals_result is None else evals_result
+        else:
+            dataset = training_arrays(type(self).__name__, dataset, y, eval_set, dates, instruments)
         device = resolve_device(self.GPU)
         features = [str(name) for name in dataset.features]
         self.evals_result_ = {} if evals_result is None else evals_result
@@ -201,7 +225,7 @@ class Estimator(ABC):
 
     def _module(self) -> nn.Module:
         if self.module_ is None:
-            raise ValueError(f"{type(self).__name__} must be fitted first: call fit(dataset), or load(path)")
+            raise not_fitted(f"{type(self).__name__} must be fitted first: call fit(dataset), or load(path)")
         return self.module_
 
     def _rows_to_predict(self, dataset: Any, segment: str) -> Rows:
@@ -234,13 +258,21 @@ class Estimator(ABC):
         """Every row once, in any order."""
         return self._batches(rows, device=device)
 
-    def predict(self, dataset: Any, segment: str = "test") -> pd.Series:
+    def predict(
+        self, dataset: Any, segment: str = "test", *, dates: Any = None, instruments: Any = None
+    ) -> pd.Series | np.ndarray:
         """Scores of every row of a segment, as a float32 Series in the order of the segment's index.
+
+        With features X in the place of the dataset (see `fit`), the scores of its rows as a float32 array [N].
 
         Raises:
             ValueError: not fitted; other features than in training; NaN or infinity in them; an empty segment.
         """
         module = self._module()
+        if not is_dataset(dataset):
+            given = array_segment(type(self).__name__, segment, dataset, None, dates, instruments)
+            check_column_count(type(self).__name__, len(given.segment.features), self._n_features)
+            return given.as_given(self.predict(ArrayDataset({segment: given}), segment).to_numpy())
         rows = self._rows_to_predict(dataset, segment)
         scores = np.empty(len(rows.index), dtype=np.float32)
         with torch.inference_mode():
@@ -309,9 +341,14 @@ class Estimator(ABC):
 
 
 def json_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments as JSON values: devices and paths by name, NumPy scalars as numbers."""
+    """Constructor arguments as JSON values: devices and paths by name, classes and functions by import path, NumPy scalars as
+    numbers, and of a module, which is weights, nothing."""
 
     def plain(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return None
+        if inspect.isclass(value) or inspect.isroutine(value):
+            return f"{value.__module__}.{value.__qualname__}"
         return value.item() if isinstance(value, np.generic) else str(value)
 
     return json.loads(json.dumps(parameters, default=plain))

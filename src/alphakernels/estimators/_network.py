@@ -48,6 +48,8 @@ class NetworkEstimator(Estimator):
     _by_day: ClassVar[bool] = False
     _only_labelled: ClassVar[bool] = False  # leaves rows without label out of the data, so that batches are full of labels
 
+    d_feat_: int | None = None
+    step_len_: int | None = None
     d_feat: int | None
     n_epochs: int
     lr: float
@@ -59,12 +61,10 @@ class NetworkEstimator(Estimator):
 
     def _initialise(self, parameters: dict[str, Any]) -> None:
         super()._initialise(parameters)
-        self.d_feat_: int | None = None
-        self.step_len_: int | None = None
         for name, allowed in CHOICES.items():
             if name in self._parameter_names():
                 value = getattr(self, name)
-                if (value.lower() if name == "optimizer" else value) not in allowed:
+                if (str(value).lower() if name == "optimizer" else value) not in allowed:
                     raise ValueError(f"{type(self).__name__}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         for name in AT_LEAST_ONE:
             value = getattr(self, name, None)

@@ -116,7 +116,7 @@ class TabNetModel(Estimator):
             ("final_out_dim", (1,)),
         ):
             value = getattr(self, name)
-            if (value.lower() if name == "optimizer" else value) not in allowed:
+            if (str(value).lower() if name == "optimizer" else value) not in allowed:
                 raise ValueError(f"TabNetModel: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         for name in ("out_dim", "batch_size", "vbs", "early_stop", "n_d", "n_a"):
             if getattr(self, name) < 1:
