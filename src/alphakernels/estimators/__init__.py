@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from alphakernels.estimators._base import Estimator
+from alphakernels.estimators.dnn import DNNModelPytorch
+from alphakernels.estimators.general import GeneralPTNN
 from alphakernels.estimators.recurrent import ALSTMModel, GRUModel, LSTMModel
 from alphakernels.estimators.tabnet import TabNetModel
 
-__all__ = ["ALSTMModel", "Estimator", "GRUModel", "LSTMModel", "TabNetModel"]
+__all__ = ["ALSTMModel", "DNNModelPytorch", "Estimator", "GRUModel", "GeneralPTNN", "LSTMModel", "TabNetModel"]

@@ -11,7 +11,7 @@ from alphakernels.training.checkpoint import CheckpointError, load_module_state,
 from alphakernels.training.daily import daily_ic, daily_mse
 from alphakernels.training.early_stopping import EarlyStopping
 from alphakernels.training.loop import Trainer, TrainingResult
-from alphakernels.training.losses import mse
+from alphakernels.training.losses import binary, mse
 from alphakernels.training.metrics import ic_by_day, ic_summary, rank_ic_by_day
 from alphakernels.training.nonfinite import NonFiniteLossError
 
@@ -25,6 +25,7 @@ __all__ = [
     "Trainer",
     "TrainingResult",
     "TrainingState",
+    "binary",
     "daily_ic",
     "daily_mse",
     "ic_by_day",

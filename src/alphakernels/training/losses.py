@@ -32,3 +32,17 @@ def mse(prediction: Tensor, label: Tensor, weight: Tensor | None = None) -> Tens
     if weight is not None:
         squared = squared * torch.where(observed, weight, 0.0)
     return squared.sum() / observed.sum().clamp(min=1)
+
+
+def binary(prediction: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of logits over the rows whose label is not NaN.
+
+    Args: as `mse`, with labels in [0, 1].
+    """
+    if prediction.shape != label.shape:
+        raise ValueError(f"binary: label must have the prediction's shape {tuple(prediction.shape)}, got {tuple(label.shape)}")
+    observed = ~torch.isnan(label)
+    each = torch.nn.functional.binary_cross_entropy_with_logits(prediction, torch.where(observed, label, 0.0), reduction="none")
+    if weight is not None:
+        each = each * weight
+    return torch.where(observed, each, 0.0).sum() / observed.sum().clamp(min=1)
