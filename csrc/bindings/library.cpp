@@ -6,6 +6,8 @@
 
 namespace ak {
 
+int64_t thread_count() { return torch::stable::get_num_threads(); }
+
 void parallel_for_impl(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }

@@ -69,6 +69,16 @@ inline void pack(const T* b, int64_t stride, int64_t depth, int64_t columns, T* 
   pack_panels(depth, columns, packed, [=](int64_t k, int64_t j) { return b[k * stride + j]; });
 }
 
+// Copies columns [0, n) of a row into panels of `width` columns, each the row-th of `rows` rows; the last panel ends in zeros.
+template <int64_t width, class T>
+inline void pack_row(const T* from, int64_t n, T* panels, int64_t rows, int64_t row) {
+  T* to = panels + row * width;
+  int64_t j = 0;
+  for (; j + width <= n; j += width, to += rows * width) std::memcpy(to, from + j, width * sizeof(T));
+  if (j == n) return;
+  for (int64_t r = 0; r < width; ++r) to[r] = j + r < n ? from[j + r] : T{0};
+}
+
 // One stage of a transpose in registers (Eklundh): rows r and r + step exchange the blocks that lie across the diagonal.
 template <class T, int step, bool high, size_t... lane>
 inline Vec<T> exchange(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
@@ -130,10 +140,14 @@ struct Accumulator {
     for (int i = 0; i < rows; ++i)
       for (int v = 0; v < kTileVectors; ++v) sum[i][v] = Vec<T>{};
   }
-  inline void load_from(const T* c, int64_t stride) {
+  // C += acc. Added at the end, an element of C takes one rounding, where a sum started from it would take one a term.
+  inline void add_to(T* c, int64_t stride) const {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
-      for (int v = 0; v < kTileVectors; ++v) sum[i][v] = load<Vec<T>>(c + i * stride + v * kLanes<T>);
+      for (int v = 0; v < kTileVectors; ++v) {
+        T* at = c + i * stride + v * kLanes<T>;
+        store(at, static_cast<Vec<T>>(load<Vec<T>>(at) + sum[i][v]));
+      }
   }
   inline void store_to(T* c, int64_t stride) const {
 #pragma GCC unroll 16
@@ -160,18 +174,16 @@ inline void tile(const Operand<T>& a, const T* panel, int64_t depth, T* c, int64
   Accumulator<T, rows> acc;
   for (int i = 0; i < rows; ++i)  // C's lines come in while the product runs
     for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(c + i * stride + v * kLanes<T>, 1);
+  acc.zero();
+  acc.multiply(a, panel, depth);
   if (columns == kPanel<T>) {
     if (add)
-      acc.load_from(c, stride);
+      acc.add_to(c, stride);
     else
-      acc.zero();
-    acc.multiply(a, panel, depth);
-    acc.store_to(c, stride);
+      acc.store_to(c, stride);
     return;
   }
   alignas(64) T edge[rows * kPanel<T>];  // the last panel's padding must not reach C
-  acc.zero();
-  acc.multiply(a, panel, depth);
   acc.store_to(edge, kPanel<T>);
   for (int i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) c[i * stride + j] = edge[i * kPanel<T> + j] + (add ? c[i * stride + j] : T{0});

@@ -6,6 +6,9 @@
 
 namespace ak {
 
+// Torch's number of threads, for cutting work evenly; never for deciding what is computed.
+int64_t thread_count();
+
 void parallel_for_impl(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
 // body(begin, end) over [0, n) in pieces of at least `grain`. What a piece computes must not depend on where it was cut:

@@ -226,29 +226,39 @@ inline P exp(P x) {
   return p * two_k;
 }
 
-// tanh(x) = e / (e + 2), e = exp(2 |x|) - 1, where small x must not cancel: with 2 |x| = k ln 2 + r, e = 2^k (exp(r) - 1) + (2^k - 1).
+// tanh(x) = 1 - 2 / (exp(2 |x|) + 1) where that does not cancel; before it x + x^3 q(x^2), in float32 with the coefficients of Cephes'
+// tanhf, in float64 from e = exp(2 |x|) - 1 = 2^k (exp(r) - 1) + (2^k - 1).
 template <class P, class T>
 inline P tanh(P x) {
   using B = Bits<T>;
-  using I = typename IntPack<P, T>::type;
   const P size = x < 0 ? -x : x;
-  const P y = 2 * minimum<P>(splat<P, T>(20), size);  // beyond 20 it is 1 in either precision
-  const P shifted = y * static_cast<T>(1.4426950408889634) + B::round_magic;
-  const P k = shifted - B::round_magic;
-  const P r = (y - k * B::ln2_hi) - k * B::ln2_lo;
-  P p = splat<P, T>(Series<T>::coefficients[0]);
+  P t;
+  if constexpr (sizeof(T) == 4) {
+    const P z = x * x;
+    P q = splat<P, T>(-5.70498872745e-3f);
+    for (const T c : {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f}) q = q * z + c;
+    const P big = static_cast<T>(1) - static_cast<T>(2) / (exp<P, T>(2 * size) + static_cast<T>(1));
+    t = size < static_cast<T>(0.625) ? static_cast<P>(size + size * z * q) : big;
+  } else {
+    using I = typename IntPack<P, T>::type;
+    const P y = 2 * minimum<P>(splat<P, T>(20), size);  // beyond 20 it is 1
+    const P shifted = y * static_cast<T>(1.4426950408889634) + B::round_magic;
+    const P k = shifted - B::round_magic;
+    const P r = (y - k * B::ln2_hi) - k * B::ln2_lo;
+    P p = splat<P, T>(Series<T>::coefficients[0]);
 #pragma GCC unroll 16
-  for (int i = 1; i < Series<T>::length - 1; ++i) p = p * r + Series<T>::coefficients[i];
-  I bits;
-  std::memcpy(&bits, &shifted, sizeof(P));
-  const T magic = B::round_magic;
-  typename B::Int magic_bits;
-  std::memcpy(&magic_bits, &magic, sizeof(T));
-  const I power = (bits - magic_bits + B::bias) << B::mantissa;
-  P two_k;
-  std::memcpy(&two_k, &power, sizeof(P));
-  const P e = two_k * (p * r) + (two_k - static_cast<T>(1));
-  const P t = e / (e + static_cast<T>(2));
+    for (int i = 1; i < Series<T>::length - 1; ++i) p = p * r + Series<T>::coefficients[i];
+    I bits;
+    std::memcpy(&bits, &shifted, sizeof(P));
+    const T magic = B::round_magic;
+    typename B::Int magic_bits;
+    std::memcpy(&magic_bits, &magic, sizeof(T));
+    const I power = (bits - magic_bits + B::bias) << B::mantissa;
+    P two_k;
+    std::memcpy(&two_k, &power, sizeof(P));
+    const P e = two_k * (p * r) + (two_k - static_cast<T>(1));
+    t = e / (e + static_cast<T>(2));
+  }
   const P signed_t = x < 0 ? -t : t;
   return x == x ? signed_t : x;  // the clamp would lose a NaN
 }

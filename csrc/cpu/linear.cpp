@@ -16,16 +16,6 @@ inline void for_panels(int64_t depth, int64_t columns, const F& pack_one) {
   });
 }
 
-// Copies columns [0, n) of a row into panels of `width` columns, each the row-th of `rows` rows; the last panel ends in zeros.
-template <int64_t width, class T>
-inline void pack_row(const T* from, int64_t n, T* panels, int64_t rows, int64_t row) {
-  T* to = panels + row * width;
-  int64_t j = 0;
-  for (; j + width <= n; j += width, to += rows * width) std::memcpy(to, from + j, width * sizeof(T));
-  if (j == n) return;
-  for (int64_t r = 0; r < width; ++r) to[r] = j + r < n ? from[j + r] : T{0};
-}
-
 // The sum over rows is cut into parts by the number of rows alone, and the parts are added in order.
 constexpr int64_t kPartRows = 512, kMaxParts = 16;
 

@@ -40,13 +40,14 @@ def test_opcheck_of_forward_and_backward(case, route):
     expected = _library.INTERPRETED if (backend, device) == ("triton", "cpu") else _library.NAMESPACE
     for function, args in recorder.calls:
         assert function.namespace == expected
-        again = tuple(
-            a.detach().clone().requires_grad_(a.requires_grad and not function.__name__.endswith("_backward.default"))
-            if isinstance(a, torch.Tensor)
-            else a
-            for a in args
-        )
-        torch.library.opcheck(function, again)
+        backward = function.__name__.endswith("_backward.default")
+
+        def again(a, backward=backward):
+            if isinstance(a, list):
+                return [again(element) for element in a]
+            return a.detach().clone().requires_grad_(a.requires_grad and not backward) if isinstance(a, torch.Tensor) else a
+
+        torch.library.opcheck(function, tuple(again(a) for a in args))
 
 
 @pytest.fixture
