@@ -1,4 +1,4 @@
-"""SFM: a training step and inference against Qlib's network, eager and compiled; other batches, windows and sizes; the op's peers."""
+"""SFM: a training step and inference against Qlib's network, eager and compiled; other batches, windows and sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ qlib = pytest.importorskip("qlib.contrib.model.pytorch_sfm", reason="make bench 
 FEATURES = 6
 # B, T, H, F: the row of the targets, then each size varied.
 TARGET = (1000, 60, 64, 25)
-SWEEP = [(100, 60, 64, 25), (4000, 60, 64, 25), (1000, 20, 64, 25), (1000, 60, 32, 25), (1000, 60, 128, 25), (1000, 60, 64, 10)]
+SWEEP = [
+    (1, 60, 64, 25),
+    (100, 60, 64, 25),
+    (4000, 60, 64, 25),
+    (1000, 20, 64, 25),
+    (1000, 60, 32, 25),
+    (1000, 60, 128, 25),
+    (1000, 60, 64, 10),
+]
 WORK = {"train": 12.0, "infer": 12.0}  # ratio to Qlib eager to reach at TARGET
 
 
@@ -55,7 +63,7 @@ def worker(network, work: str, x, y, **options):
     return train
 
 
-def measure(compare, device, work: str, sizes: tuple[int, int, int, int], compiled: bool) -> None:
+def measure(compare, device, work: str, sizes: tuple[int, int, int, int], compiled: bool = False) -> None:
     batch, steps, hidden, frequencies = sizes
     ours, theirs = networks(device, hidden, frequencies)
     x, y = torch.randn(batch, FEATURES * steps, device=device), torch.randn(batch, device=device)
@@ -73,10 +81,15 @@ def measure(compare, device, work: str, sizes: tuple[int, int, int, int], compil
 
 @pytest.mark.parametrize("work", WORK)
 def test_target(compare, device, work) -> None:
-    measure(compare, device, work, TARGET, compiled=True)
+    measure(compare, device, work, TARGET)
 
 
 @pytest.mark.parametrize("work", WORK)
 @pytest.mark.parametrize("sizes", SWEEP, ids=str)
 def test_sweep(compare, device, work, sizes) -> None:
-    measure(compare, device, work, sizes, compiled=False)
+    measure(compare, device, work, sizes)
+
+
+def test_against_torch_compile(compare, device) -> None:
+    """Over few steps: it unrolls them, and has not finished compiling those of the target after eight minutes."""
+    measure(compare, device, "infer", (1000, 4, 64, 25), compiled=True)

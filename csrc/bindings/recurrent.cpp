@@ -3,18 +3,10 @@
 
 #include <string>
 
-#include "../common/huge_pages.h"
 #include "stable.h"
 
 namespace ak::bind {
 namespace {
-
-// A fresh tensor that a kernel streams through once.
-Tensor empty_huge(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  const Tensor t = empty(like, sizes);
-  if (t.numel() > 0) advise_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel()) * (t.scalar_type() == ScalarType::Double ? 8 : 4));
-  return t;
-}
 
 // [B, T, columns] of a tensor that is [T, B, columns] unless batch_first.
 template <class T>

@@ -13,6 +13,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/huge_pages.h"
+
 namespace ak::bind {
 
 using torch::stable::Tensor;
@@ -57,6 +59,13 @@ T* out(const Tensor& t) {
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
   const std::vector<int64_t> shape(sizes);
   return torch::stable::new_empty(like, shape);
+}
+
+// A fresh tensor that a kernel streams through once.
+inline Tensor empty_huge(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  const Tensor t = empty(like, sizes);
+  if (t.numel() > 0) advise_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel()) * (t.scalar_type() == ScalarType::Double ? 8 : 4));
+  return t;
 }
 
 // f(T{}) with T the tensor's element type.

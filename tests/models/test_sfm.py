@@ -208,6 +208,16 @@ def test_compile_in_one_graph(variant):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_export(backend):
+    net, x = small(), batch(steps=3)
+    with ak.use_backend(backend), torch.no_grad():
+        program = torch.export.export(net, (x,))
+        assert_close("y", program.module()(x), net(x))
+    used = any("alphakernels" in str(node.target) for node in program.graph.nodes)
+    assert used == (backend == "auto" and ak.explain(net, x).kernel == "cpp")
+
+
 def test_autocast():
     net, x = small(), batch()
     expected = net(x)
