@@ -2,6 +2,7 @@
 
 from . import _library
 from .attentive_mask import attentive_mask
+from .complete_graph_attention import attention_rows, complete_graph_attention
 from .ghost_batch_norm import ghost_batch_norm
 from .glu_block import glu_block
 from .glu_layer import glu_layer
@@ -12,4 +13,16 @@ from .sparsemax import sparsemax
 
 _library.compiled()
 
-__all__ = ["attentive_mask", "fourier_waves", "ghost_batch_norm", "glu_block", "glu_layer", "linear", "recurrent", "sfm", "sparsemax"]
+__all__ = [
+    "attention_rows",
+    "attentive_mask",
+    "complete_graph_attention",
+    "fourier_waves",
+    "ghost_batch_norm",
+    "glu_block",
+    "glu_layer",
+    "linear",
+    "recurrent",
+    "sfm",
+    "sparsemax",
+]

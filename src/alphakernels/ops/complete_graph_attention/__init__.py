@@ -1,0 +1,3 @@
+from .op import attention_rows, complete_graph_attention
+
+__all__ = ["attention_rows", "complete_graph_attention"]
