@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from alphakernels.estimators import ALSTMModel, GRUModel, LSTMModel
+from alphakernels.estimators import ALSTMModel, GRUModel, LSTMModel, SFMModel
 from alphakernels.training import Callback, CheckpointError, ic_by_day
 
 MODELS = (GRUModel, LSTMModel, ALSTMModel)
@@ -196,3 +196,12 @@ def test_what_is_refused(panels):
 def test_alstm_of_an_lstm(panels):
     model = ALSTMModel(d_feat=None, rnn_type="LSTM", **SMALL).fit(panels.rows())
     assert model.module_.state_dict()["rnn.weight_hh_l0"].shape == (32, 8)
+
+
+def test_sfm(style, tmp_path):
+    dataset = style()
+    options = {**{name: value for name, value in SMALL.items() if name != "num_layers"}, "freq_dim": 3}
+    model = SFMModel(d_feat=None, **options, optimizer="adam").fit(dataset, save_path=tmp_path / "m")
+    assert len(model.predict(dataset)) == len(dataset.segment("test"))
+    pd.testing.assert_series_equal(SFMModel.load(tmp_path / "m").predict(dataset), model.predict(dataset), check_exact=True)
+    assert SFMModel().optimizer == "gd" and SFMModel(variant="paper", dropout_W=0.5).variant == "paper"

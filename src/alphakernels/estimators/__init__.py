@@ -6,6 +6,7 @@ from alphakernels.estimators._base import Estimator
 from alphakernels.estimators.dnn import DNNModelPytorch
 from alphakernels.estimators.general import GeneralPTNN
 from alphakernels.estimators.recurrent import ALSTMModel, GRUModel, LSTMModel
+from alphakernels.estimators.sfm import SFMModel
 from alphakernels.estimators.tabnet import TabNetModel
 
-__all__ = ["ALSTMModel", "DNNModelPytorch", "Estimator", "GRUModel", "GeneralPTNN", "LSTMModel", "TabNetModel"]
+__all__ = ["ALSTMModel", "DNNModelPytorch", "Estimator", "GRUModel", "GeneralPTNN", "LSTMModel", "SFMModel", "TabNetModel"]
