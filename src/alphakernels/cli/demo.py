@@ -33,17 +33,17 @@ class Demo:
     before: Callable[..., None] | None = None
 
 
-RECURRENT = {"d_feat": None, "batch_size": 2000, "n_epochs": 4, "lr": 2e-3, "seed": 0}
+RECURRENT = {"d_feat": None, "batch_size": 2000, "n_epochs": 3, "lr": 3e-3, "hidden_size": 32, "seed": 0}
 ENCODER = {"d_feat": None, "batch_size": 1024, "n_epochs": 3, "lr": 5e-4, "d_model": 32, "seed": 0}
 GRAPH = {"d_feat": None, "n_epochs": 2, "lr": 1e-3, "hidden_size": 32, "seed": 0}
 DEMOS = {
     "tabnet": Demo("TabNet", 60, "2000", {"d_feat": None, "batch_size": 4096, "vbs": 2048, "n_epochs": 4, "lr": 5e-3}),
-    "alstm": Demo("ALSTM", 60, "2000", RECURRENT),
-    "lstm": Demo("LSTM", 60, "2000", RECURRENT),
-    "gru": Demo("GRU", 60, "2000", RECURRENT),
+    "alstm": Demo("ALSTM", 60, "2008", RECURRENT),
+    "lstm": Demo("LSTM", 60, "2008", RECURRENT),
+    "gru": Demo("GRU", 60, "2008", RECURRENT),
     "localformer": Demo("LocalFormer", 20, "2008", ENCODER),
     "transformer": Demo("Transformer", 20, "2008", ENCODER),
-    "sfm": Demo("SFM", 20, "2008", {**RECURRENT, "optimizer": "adam", "freq_dim": 8, "hidden_size": 32}),
+    "sfm": Demo("SFM", 20, "2008", {**RECURRENT, "optimizer": "adam", "freq_dim": 8}),
     "gats": Demo("GATs", 20, "2008", GRAPH, before=market_story),
     "hist": Demo("HIST", 20, "2008", GRAPH),
 }
