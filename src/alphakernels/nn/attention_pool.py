@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from .. import ops
 
 
 class AttentionPool(nn.Sequential):
@@ -27,6 +28,6 @@ class AttentionPool(nn.Sequential):
         self.add_module("att_softmax", nn.Softmax(dim=1))
 
     def forward(self, h: Tensor, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        weights = super().forward(h)  # [B, T, 1]
-        out = torch.cat([h[:, -1], (h * weights).sum(1)], 1)
-        return (out, weights.squeeze(2)) if return_weights else out
+        dropout = self.att_dropout.p if self.training else 0.0
+        fc, score = self.att_fc_in, self.att_fc_out.weight[0]
+        return ops.attention_pool(h, fc.weight, fc.bias, score, dropout=dropout, return_weights=return_weights)

@@ -1,6 +1,7 @@
 """Operators: tensors in, tensors out. Each runs on the fastest kernel there is for its tensors, or on plain PyTorch."""
 
 from . import _library
+from .attention_pool import attention_pool
 from .attentive_mask import attentive_mask
 from .complete_graph_attention import attention_rows, complete_graph_attention
 from .ghost_batch_norm import ghost_batch_norm
@@ -14,6 +15,7 @@ from .sparsemax import sparsemax
 _library.compiled()
 
 __all__ = [
+    "attention_pool",
     "attention_rows",
     "attentive_mask",
     "complete_graph_attention",

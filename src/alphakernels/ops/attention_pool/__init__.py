@@ -1,0 +1,3 @@
+from .op import attention_pool
+
+__all__ = ["attention_pool"]
