@@ -48,7 +48,7 @@ struct SfmWeights {
   }
 };
 
-// The parts of a gates' input row [hidden state | x | 1 | padding] that do not come from the step before.
+// The parts of a gates' input row [hidden state | x | 1] that do not come from the step before.
 template <class T>
 void put_features(const SfmSizes& s, const SfmLayout<T>& lay, const SfmInputs<T>& in, int64_t row, int64_t step, T* input) {
   const T* x = in.x + row * in.x_row + step * in.x_step;
@@ -123,7 +123,7 @@ class BackwardTile {
         a(kTile * s.steps * lay.units), states(kTile * (segments + kSegment + 1) * lay.state),
         dinput(kTile * packed.columns), dgates(kTile * kSegment * lay.gates),
         dfrequency(s.frequencies * kLanes<T>), damplitude(s.frequencies * kLanes<T>), dbias(lay.units) {
-    // Padding, and the hidden state before the first step, stay zero.
+    // Padded units stay zero.
     std::fill_n(&input[0], kTile * s.steps * lay.inputs, T(0));
     std::fill_n(&a[0], kTile * s.steps * lay.units, T(0));
   }
@@ -167,8 +167,8 @@ class BackwardTile {
   }
   T* dstate(int64_t r) { return checkpoint(segments + kSegment, r); }
 
-  // The gates of all steps, and a = tanh of the amplitude, from h = o a: where o is zero neither a nor its gradient matters, but a
-  // NaN must stay one.
+  // The gates of all steps, bitwise as the forward pass had them, and a = tanh of the amplitude from h = o a: where o is zero neither
+  // a nor its gradient matters, but a NaN must stay one.
   void open(const T* hidden) {
     for (int64_t t = 0; t < s.steps; ++t)
       for (int64_t r = 0; r < rows; ++r) {

@@ -109,6 +109,19 @@ def test_a_shut_output_gate():
             assert_close(name, kind[name], theirs[name])
 
 
+@pytest.mark.parametrize("opening", [1e-6, 1e-3])
+def test_a_barely_open_output_gate(opening):
+    """Dividing by it must not lose the digits of what it lets through."""
+    i = shut(inputs(9, 7, 3, 20, 6, dtype=torch.float32), "o", -3 + 6 * opening)
+    exact = {name: t.double() if t is not None else None for name, t in i.items()}
+    expected = outputs_and_gradients(by_reference, exact, PARAMETERS)
+    # The gate itself is a difference of numbers around 3, so known to 2e-7 / 6.
+    tolerance = Tolerance(1e-5 + 1e-7 / opening, 2e-6 + 1e-7 / opening)
+    for ours, theirs in zip(run(i), expected, strict=True):
+        for name in theirs:
+            assert_close(name, ours[name], theirs[name], tolerance=tolerance)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e3, 1e30])
 def test_extreme_inputs(scale):
     i = inputs(5, 7, 3, 6, 4, dtype=torch.float32)

@@ -69,7 +69,7 @@ CASES = [
     _case("hidden mask", 6, 3, 3, 17, 4, masked=True),
     _case("gradcheck", 3, 3, 2, 3, 2, purpose="gradcheck"),
     _case("gradcheck hidden mask", 2, 3, 1, 2, 3, masked=True, purpose="gradcheck"),
-    _case("128 x 60, H 64, F 25", 128, 60, 6, 64, 25, purpose="benchmark"),
+    _case("72 x 60, H 64, F 25", 72, 60, 6, 64, 25, purpose="benchmark"),
 ]
 
 
