@@ -191,3 +191,16 @@ def test_windows_of_other_segments():
     assert isinstance(expected.x, Windows)
     assert "windows of 4 days" in repr(other)
     assert len(other) == len(other.panel)
+
+
+def test_what_is_left_out_are_the_last_of_the_samplers_order():
+    index = pd.MultiIndex.from_product([pd.bdate_range("2020-01-01", periods=7), list("abc")], names=["datetime", "instrument"])
+    x = np.arange(21, dtype=np.float32)[:, None]
+    panel = PanelDataset.from_arrays(x, x[:, 0], index=index, segments={"all": (None, None)})
+    segment = panel.windows(2).segment("all")
+    batches = list(WindowBatches(segment.x, segment.y, batch_size=4, drop_last=True))
+    rows = np.concatenate([batch.rows for batch in batches])
+    np.testing.assert_array_equal(rows, segment.x.by_instrument()[:20])
+    for batch in batches:  # features and labels of the same rows
+        np.testing.assert_array_equal(batch.x[:, -1, 0], batch.rows)
+        np.testing.assert_array_equal(batch.y, batch.rows)

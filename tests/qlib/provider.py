@@ -8,26 +8,75 @@ import numpy as np
 
 from alphakernels.data import simulate_market
 
-FIELDS = ("open", "high", "low", "close", "vwap", "volume")
+FIELDS = ("open", "high", "low", "close", "volume")
+LAGS = 8
 # Qlib's DNNModelPytorch wants 50 instruments a day.
-INSTRUMENTS, DAYS = 52, 150
+INSTRUMENTS, DAYS = 52, 90
 
 
-def write(folder: Path, instruments: int = INSTRUMENTS, days: int = DAYS, seed: int = 0) -> Path:
-    """Writes a market as Qlib's scripts/dump_bin.py does: calendars, instruments, one file of float32 a field."""
+def write(folder: Path, instruments: int = INSTRUMENTS, days: int = DAYS, seed: int = 0) -> list[str]:
+    """Writes a market as Qlib's scripts/dump_bin.py does: calendar, instruments, one file of float32 a field. Returns the days."""
     frame = simulate_market(instruments, days, seed=seed).frame
     dates = frame.index.levels[0]
+    calendar = [f"{day:%Y-%m-%d}" for day in dates]
     names = [f"S{i:03d}" for i in range(instruments)]
     for part in ("calendars", "instruments", "features"):
         (folder / part).mkdir(parents=True)
-    (folder / "calendars/day.txt").write_text("".join(f"{day:%Y-%m-%d}\n" for day in dates))
-    lines = (f"{name}\t{dates[0]:%Y-%m-%d}\t{dates[-1]:%Y-%m-%d}\n" for name in names)
-    (folder / "instruments/all.txt").write_text("".join(lines))
+    (folder / "calendars/day.txt").write_text("".join(f"{day}\n" for day in calendar))
+    (folder / "instruments/all.txt").write_text("".join(f"{name}\t{calendar[0]}\t{calendar[-1]}\n" for name in names))
     for name, instrument in zip(names, frame.index.levels[1], strict=True):
         rows = frame.xs(instrument, level="instrument").reindex(dates)
         into = folder / "features" / name.lower()
         into.mkdir()
-        vwap = rows["vwap"] if "vwap" in rows else (rows["high"] + rows["low"] + rows["close"]) / 3
-        for field, values in {**{f: rows[f] for f in FIELDS if f != "vwap"}, "vwap": vwap}.items():
-            np.r_[0, values.to_numpy()].astype("<f4").tofile(into / f"{field}.day.bin")
-    return folder
+        for field in FIELDS:
+            np.r_[0, rows[field].to_numpy()].astype("<f4").tofile(into / f"{field}.day.bin")
+    return calendar
+
+
+def handler_config(calendar: list[str], segments: dict[str, tuple[str, str]]) -> dict:
+    """A handler with windows of every field over the latest close (feature-major, as Alpha360), processed as in Qlib's examples."""
+    names = [(f"Ref(${field}, {lag}) / ${'volume' if field == 'volume' else 'close'}", f"{field.upper()}{lag}") for field in FIELDS
+             for lag in range(LAGS - 1, -1, -1)]  # fmt: skip
+    expressions, columns = map(list, zip(*names, strict=True))
+    normalise = {"fields_group": "feature", "fit_start_time": segments["train"][0], "fit_end_time": segments["train"][1]}
+    return {
+        "class": "DataHandlerLP",
+        "module_path": "qlib.data.dataset.handler",
+        "kwargs": {
+            "instruments": "all",
+            "start_time": calendar[0],
+            "end_time": calendar[-1],
+            "data_loader": {
+                "class": "QlibDataLoader",
+                "kwargs": {
+                    "config": {
+                        "feature": (expressions, columns),
+                        "label": (["Ref($close, -2) / Ref($close, -1) - 1"], ["LABEL0"]),
+                    }
+                },
+            },
+            "infer_processors": [
+                {"class": "RobustZScoreNorm", "kwargs": {**normalise, "clip_outlier": True}},
+                {"class": "Fillna", "kwargs": {"fields_group": "feature"}},
+            ],
+            "learn_processors": [{"class": "DropnaLabel"}, {"class": "CSRankNorm", "kwargs": {"fields_group": "label"}}],
+        },
+    }
+
+
+def segments_of(calendar: list[str]) -> dict[str, tuple[str, str]]:
+    return {"train": (calendar[12], calendar[55]), "valid": (calendar[56], calendar[69]), "test": (calendar[70], calendar[86])}
+
+
+def task(module: str, name: str, kwargs: dict, handler: object, segments: dict, step_len: int | None = None) -> dict:
+    """A task for qlib.model.trainer.task_train, with predictions and their analysis."""
+    dataset = {"handler": handler, "segments": segments, **({"step_len": step_len} if step_len else {})}
+    records = "qlib.workflow.record_temp"
+    return {
+        "model": {"class": name, "module_path": module, "kwargs": kwargs},
+        "dataset": {"class": "TSDatasetH" if step_len else "DatasetH", "module_path": "qlib.data.dataset", "kwargs": dataset},
+        "record": [
+            {"class": "SignalRecord", "module_path": records, "kwargs": {"model": "<MODEL>", "dataset": "<DATASET>"}},
+            {"class": "SigAnaRecord", "module_path": records, "kwargs": {"ana_long_short": False, "ann_scaler": 252}},
+        ],
+    }

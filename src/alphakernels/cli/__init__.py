@@ -67,6 +67,19 @@ def train(
     run(data, model, config, out, resume=resume, threads=threads, quiet=quiet)
 
 
+@app.command()
+def qrun(
+    config: Annotated[Path, typer.Argument(help="A workflow of Qlib, as its own qrun takes it.")],
+    experiment_name: Annotated[str, typer.Option(help="Experiment that it is recorded under, unless the workflow says.")] = "workflow",
+    uri_folder: Annotated[str, typer.Option(help="Folder of the records.")] = "mlruns",
+    threads: Threads = None,
+) -> None:
+    """Qlib's qrun with its PyTorch models answered by ours; the workflow stays as it is. Needs Qlib."""
+    from .qrun import run
+
+    run(config, experiment_name, uri_folder, threads)
+
+
 def main() -> None:
     """Entry point of `alphakernels` and `python -m alphakernels`."""
     try:

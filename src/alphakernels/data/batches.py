@@ -50,6 +50,7 @@ class RowBatches(Gather):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self._as_they_stand = not shuffle  # whether a pass takes the rows in order, so that a batch is a slice
 
     def __len__(self) -> int:
         full, tail = divmod(self.n_rows, self.batch_size)
@@ -57,7 +58,7 @@ class RowBatches(Gather):
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
-        positions = self._at_rest(order) if self.shuffle else None
+        positions = None if self._as_they_stand else self._at_rest(order)
         for number in range(len(self)):
             piece = slice(number * self.batch_size, min((number + 1) * self.batch_size, self.n_rows))
             yield self._batch(order[piece], piece if positions is None else positions[piece])
@@ -77,7 +78,8 @@ class WindowBatches(RowBatches):
         x: the windows. y: labels [N] or None.
         shuffle: visit the windows in random order: that in which a shuffling DataLoader visits Qlib's TSDataSampler
             (which lists them by instrument, then day) from the same state of torch's global stream.
-        batch_size, drop_last, more: as in `RowBatches`.
+        batch_size, drop_last, more: as in `RowBatches`; with `drop_last` the windows come in the sampler's order also without
+            shuffling, so that the same ones are left out.
 
     A pass draws from torch's global stream what the DataLoader draws: one number, and with `shuffle` another.
     """
@@ -86,10 +88,12 @@ class WindowBatches(RowBatches):
         if not isinstance(x, Windows):
             raise TypeError(f"WindowBatches: x must be Windows, as a segment of PanelDataset.windows has, got {type(x).__name__}")
         super().__init__(x, y, shuffle=bool(shuffle), **more)
-        self._by_instrument = x.by_instrument() if shuffle else None
+        # Without shuffling the order shows in what is left out only.
+        self._by_instrument = x.by_instrument() if shuffle or self.drop_last else None
+        self._as_they_stand = self._by_instrument is None
 
     def _order(self) -> np.ndarray:
-        order = loader_order(self.n_rows, shuffle=self._by_instrument is not None)
+        order = loader_order(self.n_rows, shuffle=self.shuffle)
         return order if self._by_instrument is None else self._by_instrument[order]
 
 

@@ -18,3 +18,12 @@ from ._models import __all__ as _models  # noqa: E402
 from ._patch import patch, patched, unpatch  # noqa: E402
 
 __all__ = [*_models, "patch", "patched", "unpatch"]
+
+
+def __getattr__(name: str):
+    # Qlib looks a config's class up here.
+    from alphakernels._near import hint
+
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"{__name__} has no class {name!r}{hint(name, _models)}")
