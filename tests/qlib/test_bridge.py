@@ -71,6 +71,10 @@ NO_WORKERS = {"n_jobs": 0}
 TABNET = {
     "d_feat": 40, "out_dim": 8, "batch_size": 512, "vbs": 128, "n_epochs": 3, "pretrain": False, "lr": 1e-3, "seed": 1, "GPU": -1,
 }  # fmt: skip
+SFM = {
+    "d_feat": len(provider.FIELDS), "hidden_size": 8, "freq_dim": 3, "n_epochs": 3, "lr": 5e-3, "batch_size": 300, "seed": 4, "GPU": -1,
+    "optimizer": "adam",
+}  # fmt: skip
 GENERAL = {"n_epochs": 3, "lr": 5e-3, "batch_size": 300, "seed": 5, "GPU": -1}
 
 CASES = [
@@ -78,6 +82,7 @@ CASES = [
     Case("gru.GRU", RNN | ROWS),
     Case("lstm.LSTM", RNN | ROWS),
     Case("alstm.ALSTM", RNN | ROWS | {"rnn_type": "GRU"}),
+    Case("sfm.SFM", SFM),
     Case("gru_ts.GRU", RNN | WINDOWS, NO_WORKERS, windows=True),
     Case("lstm_ts.LSTM", RNN | WINDOWS, NO_WORKERS, windows=True),
     Case("alstm_ts.ALSTM", RNN | WINDOWS, NO_WORKERS, windows=True),
@@ -267,7 +272,7 @@ def test_reweighter(world):
     for module in (GRU_TS.module, "alphakernels.qlib"):
         kwargs = GRU_TS.kwargs | (GRU_TS.theirs if module != "alphakernels.qlib" else {})
         curves[module] = {}
-        getattr(importlib.import_module(module), "GRU")(**kwargs).fit(dataset, curves[module], reweighter=Half())
+        importlib.import_module(module).GRU(**kwargs).fit(dataset, curves[module], reweighter=Half())
     theirs, ours = curves.values()
     np.testing.assert_allclose(ours["valid"], theirs["valid"], rtol=1e-4)
     plain = {}

@@ -8,11 +8,12 @@
     model:
       n_epochs: 10
       batch_size: 2048
+
+or from a Qlib workflow: see `_qlib_config`.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,8 +23,10 @@ import torch
 import typer
 import yaml
 
+from alphakernels._near import hint
 from alphakernels.data import panel_from_table, read_table
 
+from ._qlib_config import is_qlib, plan
 from ._run import Record, finish, model_class
 
 
@@ -31,9 +34,17 @@ def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            raise ValueError(f"{what}: unknown key {key!r}{hint}")
+            raise ValueError(f"{what}: unknown key {key!r}{hint(str(key), known)}")
+
+
+def _read_yaml(path: Path) -> Any:
+    """Raises ValueError or FileNotFoundError for a file that cannot be read as YAML."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: no such file")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
 def read_config(path: Path | None, model_arguments: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -44,12 +55,7 @@ def read_config(path: Path | None, model_arguments: Iterable[str]) -> tuple[dict
     """
     if path is None:
         return {}, {}
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: no such file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    content = _read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"--config {path}: must be a mapping with data: and model:, got {type(content).__name__}")
     _known(f"--config {path}", content, ("data", "model"))
@@ -65,19 +71,25 @@ def read_config(path: Path | None, model_arguments: Iterable[str]) -> tuple[dict
 
 def run(data: Path, model: str, config: Path | None, out: Path, *, resume: bool, threads: int | None, quiet: bool) -> None:
     """Reads, trains, writes; see `alphakernels train --help`."""
-    estimator = model_class(model)
-    arguments = list(inspect.signature(estimator).parameters)
-    table_options, model_options = read_config(config, arguments)
+    workflow = None if config is None else _read_yaml(config)
+    if is_qlib(workflow):
+        asked = plan(workflow, f"--config {config}")
+        estimator, model_options, table_options, step_len = asked.estimator, asked.arguments, asked.table, asked.step_len
+        arguments = list(inspect.signature(estimator).parameters)
+    else:
+        estimator = model_class(model)
+        arguments = list(inspect.signature(estimator).parameters)
+        table_options, model_options = read_config(config, arguments)
+        step_len = table_options.pop("step_len", None)
     if threads is not None:
         torch.set_num_threads(threads)
-    step_len = table_options.pop("step_len", None)
     dataset = panel_from_table(read_table(data), **table_options)
     if step_len is not None:
         dataset = dataset.windows(step_len)
     typer.echo(f"data       {dataset}")
     for segment in ("train", "valid", "test"):
         dataset.segment(segment)
-    defaults: dict[str, Any] = {"d_feat": None, "progress": not quiet}
+    defaults: dict[str, Any] = {"progress": not quiet} | ({"d_feat": None} if "d_feat" in arguments else {})
     if "batch_size" in arguments:
         usual = inspect.signature(estimator).parameters["batch_size"].default
         defaults["batch_size"] = min(usual, max(2, len(dataset.segment("train"))))

@@ -39,6 +39,12 @@ class ALSTM(QlibModel):
     network_name = "ALSTM_model"
 
 
+class SFM(QlibModel):
+    __doc__ = estimators.SFMModel.__doc__
+    estimator_class = estimators.SFMModel
+    network_name = "sfm_model"
+
+
 class GeneralPTNN(QlibModel):
     __doc__ = estimators.GeneralPTNN.__doc__
     estimator_class = estimators.GeneralPTNN
@@ -77,6 +83,7 @@ TABLE: dict[str, type[QlibModel]] = {
     f"{_PYTORCH}lstm_ts.LSTM": LSTM,
     f"{_PYTORCH}alstm.ALSTM": ALSTM,
     f"{_PYTORCH}alstm_ts.ALSTM": ALSTM,
+    f"{_PYTORCH}sfm.SFM": SFM,
     f"{_PYTORCH}general_nn.GeneralPTNN": GeneralPTNN,
     f"{_PYTORCH}nn.DNNModelPytorch": DNNModelPytorch,
 }
