@@ -107,7 +107,12 @@ class AnyNetworkEstimator(Estimator):
         return kwargs if self.pt_model_uri == uri else {}
 
     def _network(self, n_features: int) -> nn.Module:
-        return resolve_network(self.pt_model_uri)(**self._kwargs())
+        network = resolve_network(self.pt_model_uri)(**self._kwargs())
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in network.parameters()):  # torch's lazy modules, of rows
+            with torch.no_grad():
+                network.eval()(torch.zeros(2, n_features))
+            network.train()
+        return network
 
     def _scores(self, module: nn.Module, batch: Batch) -> Tensor:
         return self._outputs(module, batch.x).reshape(len(batch.rows))
