@@ -376,6 +376,10 @@ def test_qrun(world, tmp_path):
     (model,) = (tmp_path / "mlruns").glob("*/*/artifacts/params.pkl")
     with model.open("rb") as file:
         assert type(pickle.load(file)) is bridge.GRU
-    done = subprocess.run([*command[:4], "none.yaml"], capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 2
-    assert "none.yaml: no such file" in done.stderr
+
+
+def test_qrun_without_a_workflow():
+    from alphakernels.cli.qrun import run as qrun
+
+    with pytest.raises(FileNotFoundError, match="none.yaml: no such file"):
+        qrun(Path("none.yaml"), "tests", "mlruns", None)
