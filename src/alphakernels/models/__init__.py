@@ -1,8 +1,10 @@
 """Networks: nn.Modules made of `alphakernels.nn`, with the originals' constructors and state_dict names."""
 
+from .gats import GATsNet
+from .hist import HISTNet
 from .mlp import MLPNet
 from .recurrent import ALSTMNet, GRUNet, LSTMNet
 from .sfm import SFMNet
 from .tabnet import TabNet, TabNetDecoder, TabNetFinetune
 
-__all__ = ["ALSTMNet", "GRUNet", "LSTMNet", "MLPNet", "SFMNet", "TabNet", "TabNetDecoder", "TabNetFinetune"]
+__all__ = ["ALSTMNet", "GATsNet", "GRUNet", "HISTNet", "LSTMNet", "MLPNet", "SFMNet", "TabNet", "TabNetDecoder", "TabNetFinetune"]

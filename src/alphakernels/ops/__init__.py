@@ -4,9 +4,11 @@ from . import _library
 from .attention_pool import attention_pool
 from .attentive_mask import attentive_mask
 from .complete_graph_attention import attention_rows, complete_graph_attention
+from .concept_attention import concept_attention
 from .ghost_batch_norm import ghost_batch_norm
 from .glu_block import glu_block
 from .glu_layer import glu_layer
+from .hidden_concepts import hidden_concepts
 from .linear import linear
 from .recurrent import recurrent
 from .sfm import fourier_waves, sfm
@@ -19,10 +21,12 @@ __all__ = [
     "attention_rows",
     "attentive_mask",
     "complete_graph_attention",
+    "concept_attention",
     "fourier_waves",
     "ghost_batch_norm",
     "glu_block",
     "glu_layer",
+    "hidden_concepts",
     "linear",
     "recurrent",
     "sfm",

@@ -1,0 +1,3 @@
+from .op import concept_attention
+
+__all__ = ["concept_attention"]

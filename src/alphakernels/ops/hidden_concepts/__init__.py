@@ -1,0 +1,3 @@
+from .op import hidden_concepts
+
+__all__ = ["hidden_concepts"]
