@@ -12,6 +12,7 @@
 #include <new>
 #include <utility>
 
+#include "huge_pages.h"
 #include "simd.h"
 
 namespace ak::AK_ISA {
@@ -32,6 +33,7 @@ class Scratch {
   explicit Scratch(int64_t count) {
     bytes_ = round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T)), 64);
     data_ = static_cast<T*>(::operator new(static_cast<size_t>(bytes_), std::align_val_t(64)));
+    if (bytes_ >= int64_t{1} << 22) advise_huge_pages(data_, static_cast<size_t>(bytes_));
   }
   ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
   Scratch(const Scratch&) = delete;

@@ -25,7 +25,7 @@ def windows(name: str, x: Tensor, d_feat: int) -> Tensor:
     if x.dim() == 3 and x.shape[2] == d_feat:
         return x
     if x.dim() == 2 and x.shape[1] > 0 and x.shape[1] % d_feat == 0:
-        return x.reshape(len(x), d_feat, x.shape[1] // d_feat).transpose(1, 2)
+        return x.reshape(x.shape[0], d_feat, x.shape[1] // d_feat).transpose(1, 2)
     raise ValueError(f"{name}: x must be of shape [N, {d_feat} * T] (rows) or [N, T, {d_feat}] (windows), got {list(x.shape)}")
 
 

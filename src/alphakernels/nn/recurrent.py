@@ -10,7 +10,8 @@ from ..ops import _backend
 
 
 class _Stack(nn.RNNBase):
-    """What the two have in common. The parameters, their names and their initial values are torch's, by inheritance."""
+    """What the two have in common. The parameters, their names and their initial values are torch's, by inheritance from the base of
+    torch.nn.GRU and torch.nn.LSTM (not from these two: torch.compile refuses to look into them)."""
 
     def _uncovered(self, input: Tensor | PackedSequence) -> str | None:
         """Why torch's own must run this call, or None."""
@@ -45,11 +46,11 @@ class _Stack(nn.RNNBase):
         reason = self._uncovered(input)
         if reason is not None:
             self._watch_torch(input, reason)
-            return super().forward(input)[0].select(1 if self.batch_first else 0, -1)
+            return self._by_torch(input)[0].select(1 if self.batch_first else 0, -1)
         return self._run(input, None, sequence=False).h_n[-1]
 
 
-class GRU(_Stack, nn.GRU):
+class GRU(_Stack):
     """`torch.nn.GRU` by the op `recurrent`: same constructor, same state_dict, same outputs.
 
     Bidirectional stacks and packed sequences run on torch's own; `alphakernels.explain` says so.
@@ -58,11 +59,18 @@ class GRU(_Stack, nn.GRU):
     (output [B, T, H], h_n [layers, B, H]).
     """
 
+    def __init__(self, *args, **kwargs) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("GRU: proj_size is an argument of LSTM only")
+        super().__init__("GRU", *args, **kwargs)
+
+    _by_torch = nn.GRU.forward
+
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
         reason = self._uncovered(input)
         if reason is not None:
             self._watch_torch(input, reason)
-            return nn.GRU.forward(self, input, hx)
+            return self._by_torch(input, hx)
         if input.dim() != 2:
             output, h_n, _ = self._run(input, hx)
             return output, h_n
@@ -71,7 +79,7 @@ class GRU(_Stack, nn.GRU):
         return output.squeeze(batch), h_n.squeeze(1)
 
 
-class LSTM(_Stack, nn.LSTM):
+class LSTM(_Stack):
     """`torch.nn.LSTM` by the op `recurrent`: same constructor, same state_dict, same outputs.
 
     Bidirectional stacks, projections and packed sequences run on torch's own; `alphakernels.explain` says so.
@@ -80,11 +88,20 @@ class LSTM(_Stack, nn.LSTM):
     (output [B, T, H], (h_n, c_n) of [layers, B, H]).
     """
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    _by_torch = nn.LSTM.forward
+    # What torch's forward asks of its module: the states are a pair.
+    check_forward_args = nn.LSTM.check_forward_args
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden
+
     def forward(self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None):
         reason = self._uncovered(input)
         if reason is not None:
             self._watch_torch(input, reason)
-            return nn.LSTM.forward(self, input, hx)
+            return self._by_torch(input, hx)
         h0, c0 = (None, None) if hx is None else hx
         if input.dim() != 2:
             output, h_n, c_n = self._run(input, h0, c0)

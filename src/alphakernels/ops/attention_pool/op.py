@@ -23,9 +23,7 @@ def _backward(ctx, ops, grad_out: Tensor | None, grad_weights: Tensor | None):
         return (None,) * 6
     if grad_out is None:
         grad_out = h.new_zeros(h.shape[0], 2 * h.shape[2])
-    dh, dweight, dbias, dscore = ops.attention_pool_backward(
-        grad_out, grad_weights, h, weight, bias, score, weights, seed, ctx.dropout
-    )
+    dh, dweight, dbias, dscore = ops.attention_pool_backward(grad_out, grad_weights, h, weight, bias, score, weights, seed, ctx.dropout)
     return dh, dweight, dbias if bias is not None else None, dscore, None, None
 
 
@@ -92,7 +90,5 @@ def attention_pool(
     _checks.require_like(op, "bias", bias, h, (score.shape[0],))
     _checks.require(0 <= dropout <= 1, op, "dropout", "a probability", dropout)
     seed = _random.draw_seed() if dropout > 0 else None
-    out, weights = _backend.run(
-        ATTENTION_POOL, reference.attention_pool, h, h, weight, bias, score, seed, float(dropout)
-    )
+    out, weights = _backend.run(ATTENTION_POOL, reference.attention_pool, h, h, weight, bias, score, seed, float(dropout))
     return (out, weights) if return_weights else out

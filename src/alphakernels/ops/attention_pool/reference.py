@@ -8,9 +8,7 @@ from torch import Tensor
 from .. import _random
 
 
-def attention_pool(
-    h: Tensor, weight: Tensor, bias: Tensor | None, score: Tensor, seed: Tensor | None, dropout: float
-) -> tuple[Tensor, Tensor]:
+def attention_pool(h: Tensor, weight: Tensor, bias: Tensor | None, score: Tensor, seed: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
     """(out [B, 2H], weights [B, T]) from h [B, T, H]."""
     batch, steps, _ = h.shape
     u = torch.nn.functional.linear(h, weight, bias)  # [B, T, A]

@@ -142,9 +142,7 @@ def _options(h: Tensor, score: Tensor, bias: Tensor | None, seed: Tensor | None,
     return numbers, blocks
 
 
-def attention_pool(
-    h: Tensor, weight: Tensor, bias: Tensor | None, score: Tensor, seed: Tensor | None, dropout: float
-) -> tuple[Tensor, Tensor]:
+def attention_pool(h: Tensor, weight: Tensor, bias: Tensor | None, score: Tensor, seed: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
     """(out [B, 2H], weights [B, T])."""
     h, weight, score = h.contiguous(), weight.contiguous(), score.contiguous()
     batch, steps, hidden = h.shape
@@ -186,9 +184,7 @@ def _pointers(dtype: str, names: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), dtype)
 
 
-AOT = [
-    (_forward, {**_pointers(d, "h weight bias score out"), "weights": "*fp32", **_NUMBERS}, _BLOCKS, 4) for d in ("*fp32", "*bf16")
-] + [
+AOT = [(_forward, {**_pointers(d, "h weight bias score out"), "weights": "*fp32", **_NUMBERS}, _BLOCKS, 4) for d in ("*fp32", "*bf16")] + [
     (
         _backward,
         {**_pointers(d, "grad grad_weights h weight bias score dh"), **_pointers("*fp32", "weights du dscore"), **_NUMBERS},

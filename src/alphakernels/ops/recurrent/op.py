@@ -156,6 +156,20 @@ def _by_torch(x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dro
     return output, h_n, c_n[0] if c_n else None, None, None
 
 
+# Hidden sizes from which oneDNN's LSTM, whose matrix products outgrow the cache, is the faster one (measured on Zen 4, 2 threads).
+_ONEDNN_TRAINS, _ONEDNN_INFERS = 192, 384
+
+
+def _why_torch(x: Tensor, cell: str, hidden: int, keep: bool) -> str | None:
+    """Why torch's own kernel is the faster one for this call; None where ours is. Torch's GRU has no kernel on the CPU."""
+    limit = _ONEDNN_TRAINS if keep else _ONEDNN_INFERS
+    if cell == "gru" or hidden < limit or x.device.type != "cpu" or x.dtype != torch.float32:
+        return None
+    if not torch.backends.mkldnn.is_available():
+        return None
+    return f"oneDNN's LSTM is faster from hidden size {limit} on{' in training' if keep else ''}, this one is {hidden}"
+
+
 def recurrent(
     x: Tensor,
     weights: list[Tensor],
@@ -196,12 +210,19 @@ def recurrent(
     """
     x, h0, c0, *weights = _checks.autocast(x, h0, c0, *weights)
     _check(x, weights, cell, h0, c0, biases, batch_first, dropout)
-    batch, _, hidden, layers = _layout(x, weights, biases, batch_first)
+    _, _, hidden, layers = _layout(x, weights, biases, batch_first)
     dropout = float(dropout) if layers > 1 else 0.0
     tensors = [t for t in (x, h0, c0, *weights) if t is not None]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
     seed = _random.draw_seed() if dropout > 0 else None
     arguments = (x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dropout, keep)
-    output, h_n, c_n, _, _ = _backend.run(RECURRENT, reference.recurrent, x, *arguments, native=_by_torch)
+    output, h_n, c_n, _, _ = _backend.run(
+        RECURRENT,
+        reference.recurrent,
+        x,
+        *arguments,
+        torch_is_better=lambda: _why_torch(x, cell, hidden, keep),
+        native=_by_torch,
+    )
     return Recurrent(output, h_n, c_n if cell == "lstm" else None)
