@@ -72,6 +72,23 @@ class DNNModelPytorch(QlibModel):
         super().fit(dataset, evals_result, save_path, reweighter)
 
 
+def _row(name: str, estimator: str, **attributes: Any) -> dict[str, type[QlibModel]]:
+    """A class of Qlib's name over an estimator, where this version of the package has it: {name: class} or {}."""
+    found = getattr(estimators, estimator, None)
+    if found is None:
+        return {}
+    return {name: type(name, (QlibModel,), {"__doc__": found.__doc__, "estimator_class": found, **attributes})}
+
+
+_LARGER_BATCHES = {"batch_size": 8192}  # of the time-series variants
+_ROWS = {
+    **_row("LocalformerModel", "LocalformerModel", network_name="model", windows_defaults=_LARGER_BATCHES),
+    **_row("TransformerModel", "TransformerModel", network_name="model", windows_defaults=_LARGER_BATCHES),
+    **_row("GATs", "GATsModel", network_name="GAT_model", windows_defaults={"d_feat": 20}),
+    **_row("HIST", "HISTModel", network_name="HIST_model"),
+}
+globals().update(_ROWS)  # pickles look a class up by its name
+
 _PYTORCH = "qlib.contrib.model.pytorch_"
 
 # Original by import path -> ours.
@@ -86,6 +103,16 @@ TABLE: dict[str, type[QlibModel]] = {
     f"{_PYTORCH}sfm.SFM": SFM,
     f"{_PYTORCH}general_nn.GeneralPTNN": GeneralPTNN,
     f"{_PYTORCH}nn.DNNModelPytorch": DNNModelPytorch,
+} | {
+    f"{_PYTORCH}{file}.{name}": _ROWS[name]
+    for name, files in (
+        ("LocalformerModel", ("localformer", "localformer_ts")),
+        ("TransformerModel", ("transformer", "transformer_ts")),
+        ("GATs", ("gats", "gats_ts")),
+        ("HIST", ("hist",)),
+    )
+    if name in _ROWS
+    for file in files
 }
 
 __all__ = ["TABLE", *sorted({cls.__name__ for cls in TABLE.values()})]
