@@ -88,10 +88,14 @@ def test_rows(compare, name, module, options, target, monkeypatch, tmp_path) -> 
     compare(f"{name} on rows, T {lags}, epoch of fit", lambda: model.fit(panel), {"Qlib": peer}, targets={"Qlib": target})
 
 
+class PreparedWindows(Prepared, dataset_module.TSDatasetH):
+    """Which the adaptor asks for."""
+
+
 def test_general_adaptor_on_windows(compare, monkeypatch, tmp_path) -> None:
     table, step_len = frame(20), 20
     options = {**OPTIONS, "pt_model_kwargs": {"d_feat": 20, "hidden_size": 64, "num_layers": 2, "dropout": 0.0}}
     model = estimators.GeneralPTNN(progress=False, **options)
     panel = PanelDataset(table, segments=SEGMENTS).windows(step_len)
-    peer = theirs("pytorch_general_nn", "GeneralPTNN", Prepared(table, step_len), monkeypatch, tmp_path, n_jobs=0, **options)
+    peer = theirs("pytorch_general_nn", "GeneralPTNN", PreparedWindows(table, step_len), monkeypatch, tmp_path, n_jobs=0, **options)
     compare("GeneralPTNN (GRU) on windows, epoch of fit", lambda: model.fit(panel), {"Qlib": peer}, targets={"Qlib": 5.0})
