@@ -1,9 +1,7 @@
 """Builds the compiled library from csrc/; everything else is in pyproject.toml.
-
 ALPHAKERNELS_BUILD=auto (default) | cpu | cuda | none says what is built. `auto` adds CUDA where nvcc and a CUDA build of PyTorch
 are found. A missing or failing compiler never fails the install: the package then runs on its PyTorch reference and says so.
-Only PyTorch's headers are needed, and they are looked up in the environment being installed into, so that pip's build
-isolation, which hides that environment's packages, does no harm.
+PyTorch's headers are looked up in the environment being installed into, so that pip's build isolation does no harm.
 """
 
 import importlib.util
@@ -12,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sysconfig
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,27 +46,28 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext):
         if TORCH is None:
             raise CompileError("PyTorch >= 2.10 was not found; install it first to build the compiled kernels")
-        out = Path(self.build_temp)
+        # Kept from build to build, for every environment with this torch, until a source changes.
+        out = CSRC.parent / "build" / "objects" / f"{zlib.crc32((TORCH / 'version.py').read_bytes()):08x}"
         macros = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")] + [("AK_X86", "1")] * X86
         if ext.name.endswith("_cuda"):
             jobs = [(source, out / "cuda") for source in ext.sources]
             work = self.nvcc
         else:
             once = [s for s in ext.sources if Path(s).parent.name != "cpu"]
-            jobs = [(s, out / isa, isa) for s in ext.sources if s not in once for isa in ISA_FLAGS]
-            jobs += [(s, out / "once", None) for s in once]
+            jobs = [(s, isa) for s in ext.sources for isa in (["once"] if s in once else ISA_FLAGS)]
 
-            def work(source, folder, isa):
-                defines = macros + ([("AK_ISA", isa)] if isa else [])
-                flags = FLAGS + (ISA_FLAGS[isa] if isa else [])
-                include = [str(TORCH / "include")]
-                return self.compiler.compile([source], str(folder), defines, include, extra_postargs=flags)[0]
+            def work(source, isa):
+                target = Path(self.compiler.object_filenames([source], output_dir=str(out / isa))[0])
+                made_of = [p for p in ext.depends if p == source or not p.endswith(".cpp")]
+                if target.exists() and target.stat().st_mtime > max(Path(p).stat().st_mtime for p in made_of):
+                    return str(target)
+                given = {"macros": macros + [("AK_ISA", isa)] * (isa in ISA_FLAGS), "include_dirs": [str(TORCH / "include")]}
+                return self.compiler.compile([source], str(out / isa), **given, extra_postargs=FLAGS + ISA_FLAGS.get(isa, []))[0]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             ext.extra_objects = list(pool.map(lambda job: work(*job), jobs))
-        ext.sources = []
         # Linked by name only: whatever torch the process has loaded serves the symbols.
-        ext.library_dirs, ext.libraries = [str(TORCH / "lib")], ["torch", "torch_cpu", "c10"]
+        ext.sources, ext.library_dirs, ext.libraries = [], [str(TORCH / "lib")], ["torch", "torch_cpu", "c10"]
         super().build_extension(ext)
 
     def nvcc(self, source, folder):
@@ -85,8 +85,8 @@ def extensions():
     common = dict(language="c++", py_limited_api=True, optional=True, depends=["setup.py", *map(str, CSRC.rglob("*.*"))])
     found = [Extension("alphakernels._C", sources, **common)]
     cuda = [str(p) for p in sorted((CSRC / "cuda").glob("*.cu"))]
-    torch_has_cuda = TORCH is not None and any((TORCH / "lib").glob("*torch_cuda*"))
-    if cuda and (BUILD == "cuda" or (BUILD == "auto" and shutil.which("nvcc") and torch_has_cuda)):
+    auto = BUILD == "auto" and shutil.which("nvcc") and TORCH is not None and any((TORCH / "lib").glob("*torch_cuda*"))
+    if cuda and (BUILD == "cuda" or auto):
         found.append(Extension("alphakernels._C_cuda", cuda, **common))
     return found
 
