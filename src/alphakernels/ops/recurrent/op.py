@@ -156,18 +156,19 @@ def _by_torch(x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dro
     return output, h_n, c_n[0] if c_n else None, None, None
 
 
-# Hidden sizes from which oneDNN's LSTM, whose matrix products outgrow the cache, is the faster one (measured on Zen 4, 2 threads).
-_ONEDNN_TRAINS, _ONEDNN_INFERS = 192, 384
+def _why_torch(x: Tensor, cell: str, batch: int, hidden: int, keep: bool) -> str | None:
+    """Why torch's own kernel is the faster one for this call; None where ours is. Of a GRU torch has no kernel on the CPU.
 
-
-def _why_torch(x: Tensor, cell: str, hidden: int, keep: bool) -> str | None:
-    """Why torch's own kernel is the faster one for this call; None where ours is. Torch's GRU has no kernel on the CPU."""
-    limit = _ONEDNN_TRAINS if keep else _ONEDNN_INFERS
-    if cell == "gru" or hidden < limit or x.device.type != "cpu" or x.dtype != torch.float32:
+    The limits are measured (Zen 4, 2 threads, H 16 to 512, B 1 to 800): weights that outgrow the cache favour oneDNN's matrix
+    products, in training the more so the fewer rows share them.
+    """
+    if cell == "gru" or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return None
-    if not torch.backends.mkldnn.is_available():
-        return None
-    return f"oneDNN's LSTM is faster from hidden size {limit} on{' in training' if keep else ''}, this one is {hidden}"
+    if not keep:
+        return f"oneDNN's LSTM is faster from hidden size 384 on, this one is {hidden}" if hidden >= 384 else None
+    if hidden > 128 and batch < hidden**2 / 512:
+        return f"oneDNN's LSTM trains faster with fewer than {hidden**2 // 512} rows at hidden size {hidden}, these are {batch}"
+    return None
 
 
 def recurrent(
@@ -210,7 +211,7 @@ def recurrent(
     """
     x, h0, c0, *weights = _checks.autocast(x, h0, c0, *weights)
     _check(x, weights, cell, h0, c0, biases, batch_first, dropout)
-    _, _, hidden, layers = _layout(x, weights, biases, batch_first)
+    batch, _, hidden, layers = _layout(x, weights, biases, batch_first)
     dropout = float(dropout) if layers > 1 else 0.0
     tensors = [t for t in (x, h0, c0, *weights) if t is not None]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -222,7 +223,7 @@ def recurrent(
         reference.recurrent,
         x,
         *arguments,
-        torch_is_better=lambda: _why_torch(x, cell, hidden, keep),
+        torch_is_better=lambda: _why_torch(x, cell, batch, hidden, keep),
         native=_by_torch,
     )
     return Recurrent(output, h_n, c_n if cell == "lstm" else None)
