@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+from alphakernels import ops
 from alphakernels.models import ALSTMNet, GRUNet, LSTMNet, SFMNet, TabNet
 
 qlib = pytest.importorskip("qlib.contrib.model.pytorch_tabnet", reason="make bench installs Qlib, the peer")
@@ -83,3 +84,24 @@ def test_recurrent_peak(record_peak, device, name, ours) -> None:
         peaks[peer] = peak_bytes(step, device)
     record_peak(f"{name} B 800, T 60 training step, peak", peaks["alphakernels"], "Qlib eager", peaks["Qlib eager"], 1.0)
     assert peaks["alphakernels"] < peaks["Qlib eager"]
+
+
+@pytest.mark.parametrize("stocks", [300, 1000, 4000, 20000])
+def test_gats_attention_peak(record_peak, device, stocks) -> None:
+    """Forward and backward. Qlib's is measured up to 1,000 stocks; beyond, the peer is the direct softmax, which holds [N, N] and not Qlib's
+    [N, N, 2H], and beyond 4,000 only ours is measured."""
+    gats = pytest.importorskip("qlib.contrib.model.pytorch_gats")
+    s, t, h = (torch.randn(shape, device=device, requires_grad=True) for shape in ((stocks,), (stocks,), (stocks, 64)))
+    network = gats.GATModel(6, 64).to(device)
+
+    def theirs() -> None:
+        if stocks <= 1000:
+            (network.cal_attention(h, h) @ h).sum().backward()
+        else:
+            (torch.softmax(torch.nn.functional.leaky_relu(s[:, None] + t), 1) @ h).sum().backward()
+
+    ours = peak_bytes(lambda: ops.complete_graph_attention(s, t, h).sum().backward(), device)
+    if stocks <= 4000:
+        peer = "Qlib eager" if stocks <= 1000 else "torch, all pairs"
+        record_peak(f"GATs attention N {stocks} forward + backward, peak", ours, peer, peak_bytes(theirs, device), 10.0)
+    assert ours < 25_000 * stocks  # linear: 100 MB at 4,000 stocks
