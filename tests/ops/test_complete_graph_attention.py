@@ -7,7 +7,7 @@ import torch
 
 import alphakernels as ak
 from alphakernels import ops
-from alphakernels.ops.complete_graph_attention import reference
+from alphakernels.ops.complete_graph_attention import by_sorting, reference
 from alphakernels.testing import Tolerance, assert_close, assert_no_worse_than_eager
 
 EXACT = Tolerance(1e-12, 1e-12, 1e-13)
@@ -195,3 +195,24 @@ def test_closer_to_float64_than_the_direct_softmax(n):
     exact = direct()(s.double(), t.double(), h.double())
     ours, eager = ((f(s, t, h).double() - exact).square().mean().sqrt() for f in (ops.complete_graph_attention, direct()))
     assert ours <= eager
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+@pytest.mark.parametrize("sizes", [(), (1, 0, 63, 64, 22)])
+def test_the_same_by_pytorchs_own_sorts(sizes, spread):
+    """What runs where there is no compiled kernel: a GPU, another dtype."""
+    offsets = torch.tensor([0, *sizes]).cumsum(0) if sizes else None
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randint(-3, 4, (150,), generator=generator).double() for _ in range(2)]  # ties, and sums of zero
+    for s, t, h in (scores(150, spread=spread), (*whole, scores(150)[2])):
+        expected = everything(direct(0.01, offsets), s, t, h)
+        sorts = everything(lambda s, t, h: by_sorting.complete_graph_attention(s, t, h, offsets, 0.01, True)[0], s, t, h)
+        for name, value in sorts.items():
+            assert_close(name, value, expected[name], tolerance=Tolerance(1e-11, 1e-11, 1e-12))
+
+
+def test_half_precision_on_the_cpu():
+    s, t, h = scores(40, dtype=torch.bfloat16)
+    out = ops.complete_graph_attention(s, t, h)
+    assert out.dtype == torch.bfloat16
+    assert_close("out", out, direct()(s.double(), t.double(), h.double()), tolerance=Tolerance(8e-3, 4e-3))

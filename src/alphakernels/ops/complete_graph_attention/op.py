@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import _backend, _checks, _days
 from .._library import Formula, define
-from . import reference
+from . import by_sorting, reference
 
 
 def _fake(s, t, h, offsets, negative_slope, keep):
@@ -95,7 +95,9 @@ def complete_graph_attention(s: Tensor, t: Tensor, h: Tensor, negative_slope: fl
     s, t, h = _checks.autocast(s, t, h)
     _check(op, s, t, h, negative_slope, offsets)
     keep = torch.is_grad_enabled() and (s.requires_grad or t.requires_grad or h.requires_grad)
-    return _backend.run(COMPLETE_GRAPH_ATTENTION, reference.complete_graph_attention, h, s, t, h, offsets, float(negative_slope), keep)[0]
+    arguments = (s, t, h, offsets, float(negative_slope), keep)
+    native = by_sorting.complete_graph_attention
+    return _backend.run(COMPLETE_GRAPH_ATTENTION, reference.complete_graph_attention, h, *arguments, native=native)[0]
 
 
 def attention_rows(s: Tensor, t: Tensor, rows: Tensor, negative_slope: float = 0.01, offsets: Tensor | None = None) -> Tensor:
