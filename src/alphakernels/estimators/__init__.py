@@ -5,8 +5,9 @@ from __future__ import annotations
 from alphakernels.estimators._base import Estimator
 from alphakernels.estimators.dnn import DNNModelPytorch
 from alphakernels.estimators.general import GeneralPTNN
+from alphakernels.estimators.graph import GATsModel, HISTModel
 from alphakernels.estimators.recurrent import ALSTMModel, GRUModel, LSTMModel
 from alphakernels.estimators.sfm import SFMModel
 from alphakernels.estimators.tabnet import TabNetModel
 
-__all__ = ["ALSTMModel", "DNNModelPytorch", "Estimator", "GRUModel", "GeneralPTNN", "LSTMModel", "SFMModel", "TabNetModel"]
+__all__ = ["ALSTMModel", "DNNModelPytorch", "Estimator", "GATsModel", "GRUModel", "GeneralPTNN", "HISTModel", "LSTMModel", "SFMModel", "TabNetModel"]
