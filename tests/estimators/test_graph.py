@@ -1,4 +1,4 @@
-"""GATs: a day at a time, several a step, pretrained bases, days of one stock, and what is refused."""
+"""GATs and HIST: a day at a time, several a step, pretrained bases, days of one stock, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from alphakernels.estimators import GATsModel, GRUModel
+from alphakernels.estimators import GATsModel, GRUModel, HISTModel
 from alphakernels.training import CheckpointError, ic_by_day
 
 SMALL = {"hidden_size": 8, "num_layers": 1, "n_epochs": 2, "lr": 0.01, "seed": 3, "GPU": -1, "progress": False}
@@ -102,3 +102,33 @@ def test_what_is_refused():
         GATsModel(base_model="RNN")
     with pytest.raises(ValueError, match="days_per_step must be at least 1, got 0"):
         GATsModel(days_per_step=0)
+
+
+CONCEPTS = {f"S{i:02d}": ["even" if i % 2 == 0 else "odd", f"third{i % 3}"] for i in range(9)}  # S09 and S10 have none
+
+
+def test_hist(style, tmp_path):
+    dataset = style()
+    model = HISTModel(d_feat=None, stock2concept=CONCEPTS, **SMALL).fit(dataset, save_path=tmp_path / "m")
+    scores = model.predict(dataset)
+    assert scores.index.equals(dataset.segment("test").index) and np.isfinite(scores).all()
+    loaded = HISTModel.load(tmp_path / "m")
+    pd.testing.assert_series_equal(loaded.predict(dataset), scores, check_exact=True)
+    day = dataset.segment("test").index[0][0]
+    pd.testing.assert_series_equal(model.predict(dataset, (day, day)), scores.loc[[day]], check_exact=True)
+    frame = pd.DataFrame({name: {s: float(name in of) for s, of in CONCEPTS.items()} for name in ("even", "odd", "third0")})
+    same = HISTModel(d_feat=None, stock2concept=frame.assign(nobody=0.0), metric="ic", **SMALL).fit(dataset)
+    assert same.evals_result_["valid"][0] <= 1
+    several = HISTModel(d_feat=None, stock2concept=CONCEPTS, days_per_step=3, **SMALL).fit(dataset)
+    assert np.isfinite(several.predict(dataset)).all()
+
+
+def test_hist_resumes_only_with_the_same_concepts(panels, tmp_path):
+    options = {"d_feat": None, **SMALL}
+    first = HISTModel(stock2concept=CONCEPTS, **options).fit(panels.rows(), checkpoint_dir=tmp_path)
+    again = HISTModel(stock2concept=CONCEPTS, **options).fit(panels.rows(), checkpoint_dir=tmp_path, resume=True)
+    pd.testing.assert_series_equal(again.predict(panels.rows()), first.predict(panels.rows()), check_exact=True)
+    with pytest.raises(CheckpointError, match="concepts: the checkpoint has '9 stocks, 5 concepts"):
+        HISTModel(stock2concept={"S01": "even"}, **options).fit(panels.rows(), checkpoint_dir=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="stock2concept must say which stocks belong to which concepts"):
+        HISTModel(**options).fit(panels.rows())

@@ -91,3 +91,22 @@ def test_gats(kind, base, tmp_path, in_float64):
         loaded = estimators.GATsModel(**options).load_qlib_checkpoint(tmp_path / "model.pt", FIELDS * LAGS)
         data = PanelDataset(table, segments=SEGMENTS)
         np.testing.assert_allclose(loaded.predict(data), ours.predict(data), rtol=SCORES, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_hist(kind, base, tmp_path, in_float64, monkeypatch):
+    table = frame()
+    stocks = sorted(table.index.levels[1])
+    matrix = (np.random.default_rng(2).random((734, 6)) < 0.4).astype(np.float32)
+    np.save(tmp_path / "concepts.npy", matrix)
+    np.save(tmp_path / "index.npy", {name: 3 * i for i, name in enumerate(stocks)})
+    with in_float64():
+        module, path = base("pytorch_hist", kind)
+        # The original asks for the GPU's number, and sums a day's concepts in float32.
+        monkeypatch.setattr(module.torch, "get_device", lambda x: "cpu", raising=False)
+        options = {
+            **OPTIONS, "base_model": kind, "model_path": path, "metric": "ic",
+            "stock2concept": str(tmp_path / "concepts.npy"), "stock_index": str(tmp_path / "index.npy"),
+        }  # fmt: skip
+        ours = estimators.HISTModel(**options, default_row=733, progress=False)
+        compare(ours, module.HIST(**options), PanelDataset(table, segments=SEGMENTS), RowsOfQlib(table), tmp_path)

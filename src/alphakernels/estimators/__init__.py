@@ -10,4 +10,15 @@ from alphakernels.estimators.recurrent import ALSTMModel, GRUModel, LSTMModel
 from alphakernels.estimators.sfm import SFMModel
 from alphakernels.estimators.tabnet import TabNetModel
 
-__all__ = ["ALSTMModel", "DNNModelPytorch", "Estimator", "GATsModel", "GRUModel", "GeneralPTNN", "HISTModel", "LSTMModel", "SFMModel", "TabNetModel"]
+__all__ = [
+    "ALSTMModel",
+    "DNNModelPytorch",
+    "Estimator",
+    "GATsModel",
+    "GRUModel",
+    "GeneralPTNN",
+    "HISTModel",
+    "LSTMModel",
+    "SFMModel",
+    "TabNetModel",
+]

@@ -169,8 +169,10 @@ class HISTModel(_DayModel):
 
     def _saved_parameters(self) -> dict[str, Any]:
         # Tables go with the file as they were read.
-        return {name: value if isinstance(value, (str, os.PathLike)) or not name.startswith("stock") else None for name, value in
-                self.get_params().items()}
+        return {
+            name: value if isinstance(value, (str, os.PathLike)) or not name.startswith("stock") else None
+            for name, value in self.get_params().items()
+        }
 
     def _extra(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super()._extra()
