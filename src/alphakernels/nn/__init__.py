@@ -1,6 +1,7 @@
 """Drop-in nn.Modules: parameters plus one op call."""
 
 from .attention_pool import AttentionPool
+from .encoder import LocalformerEncoder, LocalformerEncoderLayer, TransformerEncoderLayer
 from .ghost_batch_norm import GhostBatchNorm
 from .recurrent import GRU, LSTM
 from .sfm import SFM
@@ -17,5 +18,8 @@ __all__ = [
     "DecisionStep",
     "FeatureTransformer",
     "GhostBatchNorm",
+    "LocalformerEncoder",
+    "LocalformerEncoderLayer",
     "Sparsemax",
+    "TransformerEncoderLayer",
 ]

@@ -10,6 +10,7 @@ from .glu_block import glu_block
 from .glu_layer import glu_layer
 from .hidden_concepts import hidden_concepts
 from .linear import linear
+from .local_encoder_layer import local_encoder_layer
 from .recurrent import recurrent
 from .sfm import fourier_waves, sfm
 from .sparsemax import sparsemax
@@ -28,6 +29,7 @@ __all__ = [
     "glu_layer",
     "hidden_concepts",
     "linear",
+    "local_encoder_layer",
     "recurrent",
     "sfm",
     "sparsemax",
