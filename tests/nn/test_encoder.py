@@ -30,7 +30,9 @@ def compare(ours, theirs, x, *args, dtype=torch.float64, **options):
     for layer in (ours, theirs):
         leaf = x.clone().requires_grad_()
         y = layer(leaf, *args, **options)
-        found.append((y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum(), [leaf, *layer.parameters()])))
+        found.append(
+            (y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum(), [leaf, *layer.parameters()]))
+        )
     names = ["output", "x", *(name for name, _ in theirs.named_parameters())]
     for name, a, b in zip(names, *found, strict=True):
         assert_close(name, a, b)

@@ -82,7 +82,10 @@ def test_evaluation(ours, theirs, windows):
 def test_localformer_encoder(heads, width, steps):
     """Ours takes Qlib's layout [T, N, F] with a torch layer's arguments, masks included."""
     made = []
-    for encoder, layer in ((nn.LocalformerEncoder, nn.TransformerEncoderLayer), (localformer.LocalformerEncoder, torch.nn.TransformerEncoderLayer)):
+    for encoder, layer in (
+        (nn.LocalformerEncoder, nn.TransformerEncoderLayer),
+        (localformer.LocalformerEncoder, torch.nn.TransformerEncoderLayer),
+    ):
         torch.manual_seed(4)
         made.append(encoder(layer(width, heads, 50, dropout=0.0), 2, width).double())
     x = torch.randn(steps, 3, width, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
