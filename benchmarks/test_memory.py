@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alphakernels import ops
-from alphakernels.models import ALSTMNet, GRUNet, LSTMNet, SFMNet, TabNet
+from alphakernels.models import ALSTMNet, GRUNet, LocalformerNet, LSTMNet, SFMNet, TabNet, TransformerNet
 
 qlib = pytest.importorskip("qlib.contrib.model.pytorch_tabnet", reason="make bench installs Qlib, the peer")
 
@@ -105,3 +105,23 @@ def test_gats_attention_peak(record_peak, device, stocks) -> None:
         peer = "Qlib eager" if stocks <= 1000 else "torch, all pairs"
         record_peak(f"GATs attention N {stocks} forward + backward, peak", ours, peer, peak_bytes(theirs, device), 10.0)
     assert ours < 25_000 * stocks  # linear: 100 MB at 4,000 stocks
+
+
+@pytest.mark.parametrize("name, ours", [("LocalFormer", LocalformerNet), ("Transformer", TransformerNet)])
+@pytest.mark.parametrize("memory, target", [("auto", 2.0), ("low", 5.0)])
+def test_encoder_peak(record_peak, device, name, ours, memory, target) -> None:
+    """On the CPU without the kernel's scratch, which the record does not see: the sums of up to 16 parts, 20 MB."""
+    module = pytest.importorskip(f"qlib.contrib.model.pytorch_{name.lower()}")
+    x, y = torch.randn(1024, 360, device=device), torch.randn(1024, device=device)
+    peaks = {}
+    for peer, network in (("alphakernels", ours(6, 64, 2, 2, 0.0, memory=memory)), ("Qlib eager", module.Transformer(6, 64, 2, 2, 0.0))):
+        network.to(device)
+
+        def step(network=network):
+            network.zero_grad(set_to_none=True)
+            (network(x) - y).square().mean().backward()
+
+        peaks[peer] = peak_bytes(step, device)
+    title = f"{name} B 1024, T 60 training step, memory={memory!r}, peak"
+    record_peak(title, peaks["alphakernels"], "Qlib eager", peaks["Qlib eager"], target)
+    assert peaks["alphakernels"] < peaks["Qlib eager"] / target
