@@ -92,7 +92,7 @@ def test_train_a_sequence_model(tmp_path, table, data):
     "arguments, message",
     [
         (["--data", "none.csv"], "none.csv: no such file"),
-        (["--data", "{table}", "--model", "gbdt"], "--model must be one of alstm, gru, "),
+        (["--data", "{table}", "--model", "gbdt"], "--model must be one of alstm, "),
         (["--data", "{table}", "--config", "{config:model: {n_epoch: 1}}"], "unknown key 'n_epoch'; did you mean 'n_epochs'?"),
         (["--data", "{table}", "--config", "{config:data: {segments: {train: [1980, 1981]}}}"], "segment 'train'"),
         (["--data", "{table}", "--config", "{config:[1, 2}"], "cannot be read as YAML"),
