@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> glu_block_backward(const Tensor& grad_in, con
   }
   const Tensor grad = dense(grad_in), u = dense(u_in), mean = dense(mean_in), rstd = dense(rstd_in);
   const OptionalTensor weight = dense(weight_in), bias = dense(bias_in);
-  const Tensor du = torch::stable::empty_like(u), dweight = empty(u, {norm ? n : 0}), dbias = empty(u, {norm ? n : 0});
+  const Tensor du = empty(u, {rows, n}), dweight = empty(u, {norm ? n : 0}), dbias = empty(u, {norm ? n : 0});
   if (h > 0)
     for_dtype(u, [&](auto t) {
       using T = decltype(t);

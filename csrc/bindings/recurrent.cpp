@@ -76,10 +76,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent(const Tensor& x, co
   const Recurrent r("recurrent", x, h0, c0, weights, seed, cell, biases, batch_first, dropout);
   const auto [batch, steps, input, hidden, layers] = r.sizes;
   const int64_t shown = sequence ? steps : 0, unseen = layers - (sequence ? 1 : 0);
-  const Tensor output = batch_first ? empty_huge(x, {batch, shown, hidden}) : empty_huge(x, {shown, batch, hidden});
+  const Tensor output = batch_first ? empty(x, {batch, shown, hidden}) : empty(x, {shown, batch, hidden});
   const Tensor h_n = empty(x, {layers, batch, hidden}), c_n = r.lstm ? empty(x, {layers, batch, hidden}) : empty(x, {0});
-  const Tensor gates = keep ? empty_huge(x, {layers, steps, batch, 4 * hidden}) : empty(x, {0});
-  const Tensor states = keep ? empty_huge(x, {unseen + (r.lstm ? layers : 0), steps, batch, hidden}) : empty(x, {0});
+  const Tensor gates = keep ? empty(x, {layers, steps, batch, 4 * hidden}) : empty(x, {0});
+  const Tensor states = keep ? empty(x, {unseen + (r.lstm ? layers : 0), steps, batch, hidden}) : empty(x, {0});
   if (r.anything())
     for_dtype(x, [&](auto t) {
       using T = decltype(t);
@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_backward(
   check_columns(op, "grad_c_n", grad_c_n, x, r.lstm ? layers * batch * hidden : 0);
   int64_t parameters = 0;
   for (const Tensor& w : r.weights) parameters += w.numel();
-  const Tensor dx = x_needs_grad ? batch_first ? empty_huge(x, {batch, steps, input}) : empty_huge(x, {steps, batch, input}) : empty(x, {0});
+  const Tensor dx = x_needs_grad ? batch_first ? empty(x, {batch, steps, input}) : empty(x, {steps, batch, input}) : empty(x, {0});
   const Tensor dh0 = empty(x, {layers, batch, hidden}), dc0 = r.lstm ? empty(x, {layers, batch, hidden}) : empty(x, {0});
   Tensor dweights = empty(x, {parameters});
   if (!r.anything()) dweights = torch::stable::zero_(dweights);

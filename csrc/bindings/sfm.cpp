@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> sfm(const Tensor& x, const Tensor& weight_x, const Te
                                bool training) {
   const Sfm given("sfm", x, weight_x, weight_h, bias, weight_a, bias_a, waves, mask);
   const SfmSizes& s = given.sizes;
-  const Tensor result = empty(x, {s.batch, s.hidden}), hidden = empty_huge(x, {training ? s.batch : 0, s.steps, s.hidden});
+  const Tensor result = empty(x, {s.batch, s.hidden}), hidden = empty(x, {training ? s.batch : 0, s.steps, s.hidden});
   if (s.hidden > 0)
     for_dtype(x, [&](auto t) {
       using T = decltype(t);

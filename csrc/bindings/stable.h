@@ -56,15 +56,12 @@ T* out(const Tensor& t) {
   return t.numel() > 0 ? static_cast<T*>(t.data_ptr()) : nullptr;
 }
 
+// A fresh tensor. A large one is streamed through once, and would spend as long on page faults as on its numbers.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
   const std::vector<int64_t> shape(sizes);
-  return torch::stable::new_empty(like, shape);
-}
-
-// A fresh tensor that a kernel streams through once.
-inline Tensor empty_huge(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  const Tensor t = empty(like, sizes);
-  if (t.numel() > 0) advise_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel()) * (t.scalar_type() == ScalarType::Double ? 8 : 4));
+  const Tensor t = torch::stable::new_empty(like, shape);
+  const int64_t bytes = t.numel() * (t.scalar_type() == ScalarType::Double ? 8 : 4);
+  if (bytes >= int64_t{1} << 21) advise_huge_pages(t.data_ptr(), static_cast<size_t>(bytes));
   return t;
 }
 
