@@ -28,12 +28,12 @@ def test_predicts_day_by_day(style, base_model, panels):
         np.testing.assert_allclose(scores.to_numpy()[rows], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_in_another_order_get_the_same_scores(style):
+def test_a_days_scores_do_not_depend_on_other_days(style):
     dataset = style()
     model = GATsModel(d_feat=None, **SMALL).fit(dataset)
     day = dataset.segment("test").index[0][0]
     alone, among = model.predict(dataset, (day, day)), model.predict(dataset)
-    pd.testing.assert_series_equal(alone, among.loc[[day]], check_exact=True)
+    pd.testing.assert_series_equal(alone, among.loc[[day]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("days", [1, 4])
@@ -115,7 +115,7 @@ def test_hist(style, tmp_path):
     loaded = HISTModel.load(tmp_path / "m")
     pd.testing.assert_series_equal(loaded.predict(dataset), scores, check_exact=True)
     day = dataset.segment("test").index[0][0]
-    pd.testing.assert_series_equal(model.predict(dataset, (day, day)), scores.loc[[day]], check_exact=True)
+    pd.testing.assert_series_equal(model.predict(dataset, (day, day)), scores.loc[[day]], rtol=1e-5)
     frame = pd.DataFrame({name: {s: float(name in of) for s, of in CONCEPTS.items()} for name in ("even", "odd", "third0")})
     same = HISTModel(d_feat=None, stock2concept=frame.assign(nobody=0.0), metric="ic", **SMALL).fit(dataset)
     assert same.evals_result_["valid"][0] <= 1

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from alphakernels import use_backend
-from alphakernels.data import Batch, PanelDataset, sample_panel
+from alphakernels.data import SP500_SECTORS, Batch, PanelDataset, sample_panel
 from alphakernels.estimators import Estimator
 
 from ._run import Record, finish, model_class, peak_memory
@@ -35,7 +35,7 @@ class Demo:
 
 RECURRENT = {"d_feat": None, "batch_size": 2000, "n_epochs": 3, "lr": 3e-3, "hidden_size": 32, "seed": 0}
 ENCODER = {"d_feat": None, "batch_size": 1024, "n_epochs": 3, "lr": 5e-4, "d_model": 32, "seed": 0}
-GRAPH = {"d_feat": None, "n_epochs": 2, "lr": 1e-3, "hidden_size": 32, "seed": 0}
+GRAPH = {"d_feat": None, "n_epochs": 3, "lr": 2e-3, "hidden_size": 32, "days_per_step": 8, "seed": 0}
 DEMOS = {
     "tabnet": Demo("TabNet", 60, "2000", {"d_feat": None, "batch_size": 4096, "vbs": 2048, "n_epochs": 4, "lr": 5e-3}),
     "alstm": Demo("ALSTM", 60, "2008", RECURRENT),
@@ -45,7 +45,7 @@ DEMOS = {
     "transformer": Demo("Transformer", 20, "2008", ENCODER),
     "sfm": Demo("SFM", 20, "2008", {**RECURRENT, "optimizer": "adam", "freq_dim": 8}),
     "gats": Demo("GATs", 20, "2008", GRAPH, before=market_story),
-    "hist": Demo("HIST", 20, "2008", GRAPH),
+    "hist": Demo("HIST", 20, "2008", {**GRAPH, "stock2concept": SP500_SECTORS}),
 }
 
 

@@ -55,7 +55,7 @@ def market_story(estimator: type[Estimator], options: Mapping[str, Any], stocks:
     dataset = returns_panel(market)
     typer.echo(f"market     simulated, {dataset}")
     record = Record()
-    model = estimator(**options)
+    model = estimator(**{**options, "days_per_step": 1})
     model.fit(dataset, callbacks=[record])
     typer.echo(losses_table(record.histories))
     found = ic_summary(model.predict(dataset), market.forward_return)["ic"]

@@ -23,6 +23,7 @@ from alphakernels.estimators._segments import Rows
 from alphakernels.training import Trainer, daily_ic, daily_mse, load_module_state, mse
 
 CLIP_VALUE = 3.0
+EVALUATED_ROWS = 2048  # a batch, where days are evaluated: small universes take several days in one call
 CHOICES = {
     "optimizer": ("adam", "gd", "sgd"),
     "loss": ("mse",),
@@ -160,22 +161,23 @@ class NetworkEstimator(Estimator):
         return RowBatches(rows.x, rows.y, shuffle=context.random_state, **options)
 
     def _evaluation_batches(self, rows: Rows, device: torch.device, name: str) -> RowBatches | DayBatches:
-        if self._by_day:
-            return self._day_batches(rows, device, 1)
-        if self.metric == "ic":
-            days = len(np.unique(rows.days()))
-            return self._day_batches(rows, device, max(1, self.batch_size * days // len(rows.x)))
+        if self._by_day or self.metric == "ic":
+            return self._day_batches(rows, device)
         options = {"batch_size": self.batch_size, "drop_last": self.drop_tail, "device": device}
         if rows.step_len is not None:
             # Qlib evaluates the training set through its shuffling loader, which the random stream shows.
             return WindowBatches(rows.x, rows.y, shuffle=name == "train", **options)
         return RowBatches(rows.x, rows.y, **options)
 
-    def _day_batches(self, rows: Rows, device: torch.device, days_per_batch: int, **options: Any) -> DayBatches:
+    def _day_batches(self, rows: Rows, device: torch.device, days_per_batch: int | None = None, **options: Any) -> DayBatches:
+        """Batches of days, by default of so many that they hold about `EVALUATED_ROWS` rows."""
+        day = rows.days()
+        if days_per_batch is None:
+            days_per_batch = max(1, EVALUATED_ROWS * len(np.unique(day)) // len(day))
         return DayBatches(
             rows.x,
             rows.y,
-            day=rows.days(),
+            day=day,
             days_per_batch=days_per_batch,
             device=device,
             weight=rows.weight,
@@ -189,7 +191,7 @@ class NetworkEstimator(Estimator):
 
     def _prediction_batches(self, rows: Rows, device: torch.device) -> Iterable[Batch]:
         if self._by_day:
-            return self._day_batches(rows, device, 1)
+            return self._day_batches(rows, device)
         return RowBatches(rows.x, batch_size=self.batch_size, device=device)
 
     def _evaluation(self, module: nn.Module, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:

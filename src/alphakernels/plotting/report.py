@@ -115,7 +115,7 @@ def score_groups(axes: Axes, prediction: pd.Series, label: pd.Series, groups: in
     axes.bar(by_day.columns + 1, by_day.mean(), yerr=error, color=BLUE, width=0.7, error_kw={"lw": 1, "ecolor": GREY})
     axes.axhline(0, color="black", lw=0.6)
     axes.set_title("Label by group of score", fontsize=10)
-    axes.set_xlabel(f"group of the day's scores (1 lowest, {groups} highest)")
+    axes.set_xlabel(f"score, from lowest (1) to highest ({groups})")
     axes.set_ylabel("mean label")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _plain(axes)
