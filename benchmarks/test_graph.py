@@ -59,27 +59,34 @@ def inference(network, given):
     return run
 
 
-CASES = [("GATs", 300, "GRU", 2.2, 2.0), ("HIST", 300, "LSTM", 1.8, 1.8), ("HIST", 4000, "LSTM", 2.0, None)]
+CASES = [
+    ("GATs", 300, "GRU", "training step", 2.2),
+    ("GATs", 300, "GRU", "inference", 2.0),
+    ("HIST", 300, "LSTM", "training step", 1.8),
+    ("HIST", 300, "LSTM", "inference", 1.8),
+    ("HIST", 4000, "LSTM", "training step", 2.0),
+    ("HIST", 4000, "LSTM", "inference", None),
+]
 
 
-@pytest.mark.parametrize("name, stocks, base_model, train_target, infer_target", CASES)
-def test_network(compare, device, cpu_has_a_device, name, stocks, base_model, train_target, infer_target) -> None:
+@pytest.mark.parametrize("name, stocks, base_model, what, target", CASES)
+def test_network(compare, device, cpu_has_a_device, name, stocks, base_model, what, target) -> None:
     classes = (gats.GATModel, GATsNet) if name == "GATs" else (hist.HISTModel, HISTNet)
     ours, theirs = pair(*classes, base_model, device)
     x, y = torch.randn(stocks, FEATURES * STEPS, device=device), torch.randn(stocks, device=device)
     given = (x,) if name == "GATs" else (x, (torch.rand(stocks, CONCEPTS, device=device) < 0.005).float())
-    gates = 3 if base_model == "GRU" else 4
-    for what, run, target, training in (
-        ("inference", lambda net, **_: inference(net, given), infer_target, False),
-        ("training step", lambda net, **options: stepper(net, given, y, **options), train_target, True),
-    ):
-        compare(
-            f"{name} N {stocks} T {STEPS} ({base_model}) {what}",
-            run(ours, fused=True),
-            {"Qlib eager": run(theirs)},
-            flops=flops(stocks, gates, training),
-            targets={"Qlib eager": target} if target and device.type == "cpu" else {},
-        )
+    training = what == "training step"
+    if training:
+        run, peer = stepper(ours, given, y, fused=True), stepper(theirs, given, y)
+    else:
+        run, peer = inference(ours, given), inference(theirs, given)
+    compare(
+        f"{name} N {stocks} T {STEPS} ({base_model}) {what}",
+        run,
+        {"Qlib eager": peer},
+        flops=flops(stocks, 3 if base_model == "GRU" else 4, training),
+        targets={"Qlib eager": target} if target and device.type == "cpu" else {},
+    )
 
 
 def scores_and_states(n, device):

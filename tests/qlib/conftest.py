@@ -50,7 +50,7 @@ def in_float64() -> Callable[[bool], AbstractContextManager[None]]:
             return
         torch.set_default_dtype(torch.float64)
         hook = nn.modules.module.register_module_forward_pre_hook(
-            lambda module, inputs: tuple(t.double() if torch.is_tensor(t) else t for t in inputs)
+            lambda module, inputs: tuple(t.double() if torch.is_tensor(t) and t.is_floating_point() else t for t in inputs)
         )
         try:
             yield
