@@ -29,10 +29,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> glu_block(
   return {result, norm.mean, norm.rstd, norm.new_running_mean, norm.new_running_var};
 }
 
-std::tuple<Tensor, Tensor, Tensor> glu_block_backward(const Tensor& grad_in, const Tensor& u_in,
-                                                      const OptionalTensor& weight_in, const OptionalTensor& bias_in,
-                                                      const Tensor& mean_in, const Tensor& rstd_in,
-                                                      int64_t virtual_batch_size, bool training, double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> glu_block_backward(const Tensor& grad_in, const Tensor& u_in,
+                                                              const OptionalTensor& weight_in, const OptionalTensor& bias_in,
+                                                              const Tensor& mean_in, const Tensor& rstd_in,
+                                                              int64_t virtual_batch_size, bool training, double scale,
+                                                              bool residual_needs_grad) {
   const char* op = "glu_block_backward";
   check_float(op, "u", u_in);
   const int64_t rows = u_in.size(0), n = u_in.size(1), h = n / 2;
@@ -47,15 +48,17 @@ std::tuple<Tensor, Tensor, Tensor> glu_block_backward(const Tensor& grad_in, con
   }
   const Tensor grad = dense(grad_in), u = dense(u_in), mean = dense(mean_in), rstd = dense(rstd_in);
   const OptionalTensor weight = dense(weight_in), bias = dense(bias_in);
-  const Tensor du = empty(u, {rows, n}), dweight = empty(u, {norm ? n : 0}), dbias = empty(u, {norm ? n : 0});
+  const Tensor du = empty(u, {rows, n}), dresidual = empty(u, {residual_needs_grad ? rows : 0, h});
+  const Tensor dweight = empty(u, {norm ? n : 0}), dbias = empty(u, {norm ? n : 0});
   if (h > 0)
     for_dtype(u, [&](auto t) {
       using T = decltype(t);
       AK_DISPATCH(glu_block_backward<T>(data<T>(grad), data<T>(u), data<T>(weight), data<T>(bias),
                                         norm ? data<T>(mean) : nullptr, norm ? data<T>(rstd) : nullptr, h, chunks, training,
-                                        static_cast<T>(scale), out<T>(du), out<T>(dweight), out<T>(dbias)));
+                                        static_cast<T>(scale), out<T>(du), residual_needs_grad ? out<T>(dresidual) : nullptr,
+                                        out<T>(dweight), out<T>(dbias)));
     });
-  return {du, dweight, dbias};
+  return {du, dresidual, dweight, dbias};
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ void glu_block(const T* u, const T* residual, T* out, int64_t h, const Chunks& c
 
 template <class T>
 void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bias, const T* mean, const T* rstd, int64_t h,
-                        const Chunks& chunks, bool training, T scale, T* du, T* dweight, T* dbias) {
+                        const Chunks& chunks, bool training, T scale, T* du, T* dresidual, T* dweight, T* dbias) {
   const int64_t n = 2 * h;
   const bool norm = mean != nullptr;
   T* table = affine_of<T>(n, norm ? chunks.count : 1, mean, nullptr, rstd, weight, bias);
@@ -52,8 +52,10 @@ void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bia
     const P mg = load<P>(v.mean + h + j), ag = load<P>(v.a + h + j), bg = load<P>(v.b + h + j);
     for (int64_t r = i; r < i + rows; ++r) {
       const P cv = load<P>(u + r * n + j) - mv, cg = load<P>(u + r * n + h + j) - mg;
+      const P dout = load<P>(grad + r * h + j) * scale;
       P dvalue, dgate;
-      gate_gradients<P, T>(load<P>(grad + r * h + j) * scale, cv * av + bv, cg * ag + bg, dvalue, dgate);
+      gate_gradients<P, T>(dout, cv * av + bv, cg * ag + bg, dvalue, dgate);
+      if (dresidual != nullptr) store(dresidual + r * h + j, dout);
       store(du + r * n + j, dvalue);
       store(du + r * n + h + j, dgate);
       use(cv, cg, dvalue, dgate);
@@ -99,7 +101,7 @@ void glu_block_backward(const T* grad, const T* u, const T* weight, const T* bia
   template void glu_block<T>(const T*, const T*, T*, int64_t, const Chunks&, bool, bool, const NormInputs<T>&,        \
                              const NormState<T>&, T);                                                                \
   template void glu_block_backward<T>(const T*, const T*, const T*, const T*, const T*, const T*, int64_t, const Chunks&, \
-                                      bool, T, T*, T*, T*);
+                                      bool, T, T*, T*, T*, T*);
 AK_INSTANTIATE(float)
 AK_INSTANTIATE(double)
 

@@ -82,22 +82,18 @@ void glu_layer_backward(const GluLayer<T>& layer, const T* grad, const T* u, con
   for_groups(layer.chunks, [&](int64_t c, const Chunks& group) {
     const int64_t i = layer.chunks.begin(c);
     T *dweight = c == 0 ? gradients.weight : of_group, *dbias = c == 0 ? gradients.bias : of_group + n;
+    T* dx = gradients.x != nullptr ? gradients.x + i * depth : nullptr;
+    T* dresidual = layer.residual ? dx : nullptr;  // x is the residual, and h = depth
     glu_block_backward<T>(grad + i * h, u + i * n, weight, bias, mean + c * n, rstd + c * n, h, group, layer.training, layer.scale,
-                          du, dweight, dbias);
+                          du, dresidual, dweight, dbias);
     if (c > 0)
       for (int64_t j = 0; j < n; ++j) {
         gradients.weight[j] += dweight[j];
         gradients.bias[j] += dbias[j];
       }
-    T* dx = gradients.x != nullptr ? gradients.x + i * depth : nullptr;
-    const bool add = layer.residual && dx != nullptr;
-    if (add)
-      parallel_for(group.rows * h, 32768, [&](int64_t first, int64_t last) {
-        for (int64_t k = first; k < last; ++k) dx[k] = grad[i * h + k] * layer.scale;
-      });
     linear_backward<T>(du, layer.x + i * depth, layer.fc, layer.mask != nullptr ? layer.mask + i * depth : nullptr, dx,
-                       gradients.fc, gradients.mask != nullptr ? gradients.mask + i * depth : nullptr, group.rows, depth, n, add,
-                       c > 0);
+                       gradients.fc, gradients.mask != nullptr ? gradients.mask + i * depth : nullptr, group.rows, depth, n,
+                       dresidual != nullptr, c > 0);
   });
 }
 

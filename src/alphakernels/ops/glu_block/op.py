@@ -19,8 +19,8 @@ def _fake(u, residual, weight, bias, running_mean, running_var, linear_bias, vir
 
 
 def _setup(ctx, inputs, output) -> None:
-    u, residual, weight, bias, running_mean, _, linear_bias, ctx.virtual_batch_size, ctx.training, _, _, ctx.scale = inputs
-    ctx.has_residual, ctx.has_weight, ctx.has_bias = residual is not None, weight is not None, bias is not None
+    u, _, weight, bias, running_mean, _, linear_bias, ctx.virtual_batch_size, ctx.training, _, _, ctx.scale = inputs
+    ctx.has_weight, ctx.has_bias = weight is not None, bias is not None
     ctx.linear_bias_needs_grad = ctx.needs_input_grad[6]
     normed = ctx.training or running_mean is not None
     # Without a norm the linear layer's bias is all that shifts the gate.
@@ -33,12 +33,12 @@ def _backward(ctx, ops, grad: Tensor | None, *_):
     u, weight, bias, mean, rstd = ctx.saved_tensors
     if grad is None:
         return (None,) * 12
-    du, dweight, dbias = ops.glu_block_backward(
-        grad, u, weight, bias, mean, rstd, ctx.virtual_batch_size, ctx.training, ctx.scale
+    du, dresidual, dweight, dbias = ops.glu_block_backward(
+        grad, u, weight, bias, mean, rstd, ctx.virtual_batch_size, ctx.training, ctx.scale, ctx.needs_input_grad[1]
     )
     return (
         du,
-        grad * ctx.scale if ctx.has_residual else None,
+        dresidual if ctx.needs_input_grad[1] else None,
         dweight if ctx.has_weight and ctx.normed else None,
         dbias if ctx.has_bias and ctx.normed else None,
         None,
@@ -58,15 +58,16 @@ GLU_BLOCK = define(
 )
 
 
-def _fake_backward(grad, u, weight, bias, mean, rstd, virtual_batch_size, training, scale):
+def _fake_backward(grad, u, weight, bias, mean, rstd, virtual_batch_size, training, scale, residual_needs_grad):
     columns = u.shape[1] if mean.shape[0] else 0
-    return u.new_empty(u.shape), mean.new_empty(columns), mean.new_empty(columns)
+    dresidual = u.new_empty(u.shape[0] if residual_needs_grad else 0, u.shape[1] // 2)
+    return u.new_empty(u.shape), dresidual, mean.new_empty(columns), mean.new_empty(columns)
 
 
 define(
     "glu_block_backward",
     "(Tensor grad, Tensor u, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, int virtual_batch_size, bool training, "
-    "float scale) -> (Tensor, Tensor, Tensor)",
+    "float scale, bool residual_needs_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_backward,
     triton=_TRITON,
 )

@@ -41,10 +41,10 @@ def _forward(u, residual, out, mean, rstd, weight, bias, rows, size, chunks, per
 
 
 @triton.jit
-def _gate_gradient(grad, u, mean, rstd, weight, bias, du, s1, s2, rows, size, chunks, per_chunk, n, scale,
-                   WEIGHT: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
+def _gate_gradient(grad, u, mean, rstd, weight, bias, du, dresidual, s1, s2, rows, size, chunks, per_chunk, n, scale,
+                   WEIGHT: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
                    COLUMNS: tl.constexpr):  # fmt: skip
-    """The gradient of v, in float32, to du; with a norm also its column sums over the block."""
+    """The gradients of v, in float32, and of the residual; with a norm also the column sums of the first over the block."""
     h = n // 2
     block = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -52,7 +52,10 @@ def _gate_gradient(grad, u, mean, rstd, weight, bias, du, s1, s2, rows, size, ch
     there = real[:, None] & (column < h)[None, :]
     value, xhat_value, _ = affine(u, mean, rstd, weight, bias, row, column, chunk, n, there, WEIGHT, BIAS, NORM)
     gate, xhat_gate, _ = affine(u, mean, rstd, weight, bias, row, column + h, chunk, n, there, WEIGHT, BIAS, NORM)
-    g = tl.load(grad + row[:, None] * h + column[None, :], there, 0.0).to(tl.float32) * scale
+    half = row[:, None] * h + column[None, :]
+    g = tl.load(grad + half, there, 0.0).to(tl.float32) * scale
+    if RESIDUAL:
+        tl.store(dresidual + half, g, there)
     s = tl.sigmoid(gate)
     dvalue = tl.where(there, g * s, 0.0)
     dgate = tl.where(there, dvalue * value * (1.0 - s), 0.0)
@@ -110,25 +113,25 @@ def glu_block(
 
 def glu_block_backward(
     grad: Tensor, u: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor,
-    virtual_batch_size: int, training: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(du, dweight, dbias); without a norm (empty mean) dweight and dbias are empty."""
+    virtual_batch_size: int, training: bool, scale: float, residual_needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(du, dresidual, dweight, dbias); dresidual is empty where it is not needed, dweight and dbias without a norm (empty mean)."""
     grad, u, weight, bias, mean, rstd = dense(grad, u, weight, bias, mean, rstd)
     rows, n = u.shape
     norm = mean.shape[0] > 0
     blocks = Blocks.of(rows, virtual_batch_size, training)
-    du = torch.empty_like(u)
+    du, dresidual = torch.empty_like(u), u.new_empty(rows if residual_needs_grad else 0, n // 2)
     parameters = n if norm else 0
     dweight, dbias = mean.new_zeros(parameters), mean.new_zeros(parameters)
     if u.numel() == 0:
-        return du, dweight, dbias
+        return du, dresidual, dweight, dbias
     tiles = {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4}
     grid = blocks.grid(n // 2)
     dv = torch.empty_like(u, dtype=mean.dtype) if norm else du
     part1, part2 = (mean.new_empty(grid[0], n) for _ in range(2))
     _gate_gradient[grid](
-        grad, u, mean, rstd, u if weight is None else weight, u if bias is None else bias, dv, part1, part2,
-        *blocks.arguments, n, scale, WEIGHT=weight is not None, BIAS=bias is not None, NORM=norm, **tiles,
+        grad, u, mean, rstd, u if weight is None else weight, u if bias is None else bias, dv, dresidual, part1, part2,
+        *blocks.arguments, n, scale, WEIGHT=weight is not None, BIAS=bias is not None, NORM=norm, RESIDUAL=residual_needs_grad, **tiles,
     )  # fmt: skip
     if norm:
         s1, s2 = (mean.new_empty(blocks.chunks, n) for _ in range(2))
@@ -140,7 +143,7 @@ def glu_block_backward(
             dv, u, mean, rstd, u if weight is None else weight, s1, s2, du, *blocks.arguments, n,
             WEIGHT=weight is not None, TRAINING=training, **tiles,
         )  # fmt: skip
-    return du, dweight, dbias
+    return du, dresidual, dweight, dbias
 
 
 _TILE = {"ROWS": ROWS, "COLUMNS": COLUMNS}
@@ -153,8 +156,8 @@ AOT = [
     ),
     (
         _gate_gradient,
-        {**pointers("grad", "u", "mean", "rstd", "weight", "bias", "du", "s1", "s2"), **CUT, "scale": "fp32"},
-        {"WEIGHT": True, "BIAS": True, "NORM": True, **_TILE},
+        {**pointers("grad", "u", "mean", "rstd", "weight", "bias", "du", "dresidual", "s1", "s2"), **CUT, "scale": "fp32"},
+        {"WEIGHT": True, "BIAS": True, "NORM": True, "RESIDUAL": True, **_TILE},
         4,
     ),
     (
