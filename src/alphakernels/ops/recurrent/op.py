@@ -165,8 +165,9 @@ def _why_torch(x: Tensor, cell: str, batch: int, hidden: int, keep: bool) -> str
     if cell == "gru" or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return None
     if not keep:
-        return f"oneDNN's LSTM is faster from hidden size 384 on, this one is {hidden}" if hidden >= 384 else None
-    if hidden > 128 and batch < hidden**2 / 512:
+        limit = 256 if batch < 4 else 384
+        return f"oneDNN's LSTM is faster from hidden size {limit} on, this one is {hidden}" if hidden >= limit else None
+    if hidden >= 128 and batch < hidden**2 / 512:
         return f"oneDNN's LSTM trains faster with fewer than {hidden**2 // 512} rows at hidden size {hidden}, these are {batch}"
     return None
 
