@@ -27,6 +27,7 @@ SEGMENTS = {
 BATCH = 31  # rows of the segments are multiples of 31 in the complete panel: Qlib drops the tail of what it evaluates
 RECURRENT = {"hidden_size": 8, "num_layers": 2, "n_epochs": 3, "batch_size": BATCH, "lr": 0.01, "GPU": -1, "seed": 5}
 SFM = {"hidden_size": 8, "freq_dim": 4, "n_epochs": 3, "batch_size": 4 * BATCH, "GPU": -1, "seed": 5}
+ENCODER = {"d_model": 8, "nhead": 2, "num_layers": 2, "dropout": 0.0, "n_epochs": 3, "batch_size": BATCH, "lr": 0.01, "GPU": -1, "seed": 5}
 CURVE, SCORES = 1e-4, 1e-5
 
 
@@ -103,6 +104,8 @@ ROWS = [
     ("LSTMModel", "pytorch_lstm", "LSTM", RECURRENT),
     ("ALSTMModel", "pytorch_alstm", "ALSTM", RECURRENT),
     ("ALSTMModel", "pytorch_alstm", "ALSTM", {**RECURRENT, "optimizer": "gd", "lr": 0.1}),
+    ("LocalformerModel", "pytorch_localformer", "LocalformerModel", ENCODER),
+    ("TransformerModel", "pytorch_transformer", "TransformerModel", ENCODER),
     ("SFMModel", "pytorch_sfm", "SFM", {**SFM, "optimizer": "adam", "lr": 0.01}),
     ("SFMModel", "pytorch_sfm", "SFM", {**SFM, "optimizer": "gd", "lr": 0.1}),
 ]
@@ -121,7 +124,10 @@ def test_rows(name, module, cls, options, tmp_path, in_float64, monkeypatch):
         pd.testing.assert_series_equal(loaded.predict(data), their_model.predict(RowsOfQlib(table)).rename("score"), check_dtype=False)
 
 
-@pytest.mark.parametrize(("name", "module", "cls", "options"), ROWS[:3], ids=lambda value: value if isinstance(value, str) else "")
+TWINS = [row for row in ROWS if row[0] != "SFMModel" and "optimizer" not in row[3]]
+
+
+@pytest.mark.parametrize(("name", "module", "cls", "options"), TWINS, ids=lambda value: value if isinstance(value, str) else "")
 def test_windows(name, module, cls, options, tmp_path, in_float64, monkeypatch):
     table = frame().iloc[:, -FIELDS - 1 :]
     ours = getattr(estimators, name), {**options, "d_feat": FIELDS, "progress": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alphakernels.estimators._base import Estimator
 from alphakernels.estimators.dnn import DNNModelPytorch
+from alphakernels.estimators.encoder import LocalformerModel, TransformerModel
 from alphakernels.estimators.general import GeneralPTNN
 from alphakernels.estimators.graph import GATsModel, HISTModel
 from alphakernels.estimators.recurrent import ALSTMModel, GRUModel, LSTMModel
@@ -19,6 +20,8 @@ __all__ = [
     "GeneralPTNN",
     "HISTModel",
     "LSTMModel",
+    "LocalformerModel",
     "SFMModel",
     "TabNetModel",
+    "TransformerModel",
 ]

@@ -31,8 +31,11 @@ CHOICES = {
     "missing": ("error", "fill"),
     "base_model": ("GRU", "LSTM", "MLP"),
     "variant": ("qlib", "paper"),
+    "memory": ("auto", "low"),
 }
-AT_LEAST_ONE = ("d_feat", "hidden_size", "d_model", "nhead", "num_layers", "freq_dim", "batch_size", "early_stop", "days_per_step")
+AT_LEAST_ONE = (
+    "d_feat", "hidden_size", "d_model", "nhead", "num_layers", "dim_feedforward", "freq_dim", "batch_size", "early_stop", "days_per_step",
+)  # fmt: skip
 
 
 class NetworkEstimator(Estimator):

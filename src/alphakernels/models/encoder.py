@@ -92,12 +92,12 @@ class LocalformerNet(_Encoded):
     ) -> None:
         super().__init__()
         self.rnn = nn.GRU(d_model, d_model, num_layers, batch_first=True, dropout=dropout)
-        self.feature_layer = torch_nn.Linear(d_feat, d_model)
+        self.feature_layer = nn.Linear(d_feat, d_model)
         self.pos_encoder = PositionalEncoding(d_model)
         # As in Qlib, the layer that the others are copied from stays in the state_dict.
         self.encoder_layer = nn.TransformerEncoderLayer(d_model, nhead, dim_feedforward, dropout, batch_first=True, memory=memory)
         self.transformer_encoder = nn.LocalformerEncoder(self.encoder_layer, num_layers, d_model)
-        self.decoder_layer = torch_nn.Linear(d_model, 1)
+        self.decoder_layer = nn.Linear(d_model, 1)
         self.d_feat = d_feat
         self.to(device)
 
@@ -134,11 +134,11 @@ class TransformerNet(_Encoded):
         memory: str = "auto",
     ) -> None:
         super().__init__()
-        self.feature_layer = torch_nn.Linear(d_feat, d_model)
+        self.feature_layer = nn.Linear(d_feat, d_model)
         self.pos_encoder = PositionalEncoding(d_model)
         self.encoder_layer = nn.TransformerEncoderLayer(d_model, nhead, dim_feedforward, dropout, batch_first=True, memory=memory)
         self.transformer_encoder = torch_nn.TransformerEncoder(self.encoder_layer, num_layers, enable_nested_tensor=False)
-        self.decoder_layer = torch_nn.Linear(d_model, 1)
+        self.decoder_layer = nn.Linear(d_model, 1)
         self.d_feat = d_feat
         self.to(device)
 

@@ -35,7 +35,7 @@ class _LastState(torch_nn.Module):
     def __init__(self, rnn_type: str, d_feat: int, hidden_size: int, num_layers: int, dropout: float) -> None:
         super().__init__()
         self.rnn = RNN_TYPES[rnn_type](d_feat, hidden_size, num_layers, batch_first=True, dropout=dropout)
-        self.fc_out = torch_nn.Linear(hidden_size, 1)
+        self.fc_out = nn.Linear(hidden_size, 1)
         self.d_feat = d_feat
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class ALSTMNet(torch_nn.Module):
         self.net.add_module("fc_in", torch_nn.Linear(d_feat, hidden_size))
         self.net.add_module("act", torch_nn.Tanh())
         self.rnn = RNN_TYPES[rnn_type.upper()](hidden_size, hidden_size, num_layers, batch_first=True, dropout=dropout)
-        self.fc_out = torch_nn.Linear(hidden_size * 2, 1)
+        self.fc_out = nn.Linear(hidden_size * 2, 1)
         self.att_net = nn.AttentionPool(hidden_size, dropout)
 
     def forward(self, x: Tensor, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from .attention_pool import AttentionPool
 from .encoder import LocalformerEncoder, LocalformerEncoderLayer, TransformerEncoderLayer
 from .ghost_batch_norm import GhostBatchNorm
+from .linear import Linear
 from .recurrent import GRU, LSTM
 from .sfm import SFM
 from .sparsemax import Sparsemax
@@ -18,6 +19,7 @@ __all__ = [
     "DecisionStep",
     "FeatureTransformer",
     "GhostBatchNorm",
+    "Linear",
     "LocalformerEncoder",
     "LocalformerEncoderLayer",
     "Sparsemax",
