@@ -204,3 +204,22 @@ def test_what_is_left_out_are_the_last_of_the_samplers_order():
     for batch in batches:  # features and labels of the same rows
         np.testing.assert_array_equal(batch.x[:, -1, 0], batch.rows)
         np.testing.assert_array_equal(batch.y, batch.rows)
+
+
+def test_chosen_windows_keep_their_history():
+    dataset = panel()
+    whole = dataset.windows(5).segment("test")
+    rows = np.flatnonzero(np.random.default_rng(2).random(len(whole)) < 0.4)
+    some = whole.chosen(rows)
+    assert len(some) == len(rows) and some.index.equals(whole.index[rows])
+    np.testing.assert_array_equal(some.y, whole.y[rows])
+    np.testing.assert_array_equal(some.x[:], whole.x[:][rows])
+    np.testing.assert_array_equal(some.x.reach()[:], some.x[:])
+    np.testing.assert_array_equal(some.x.with_source(2 * some.x.source)[:], 2 * some.x[:])
+    order = some.x.by_instrument()
+    assert sorted(order) == list(range(len(rows)))
+    assert list(some.index[order]) == sorted(some.index, key=lambda row: (row[1], row[0]))
+    (batch,) = WindowBatches(some.x, some.y, batch_size=1000)
+    np.testing.assert_array_equal(batch.x, some.x[:])
+    rows_alone = dataset.segment("test").chosen(rows)
+    np.testing.assert_array_equal(rows_alone.x, dataset.segment("test").x[rows])

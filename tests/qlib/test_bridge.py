@@ -3,6 +3,7 @@ SignalRecord and SigAnaRecord, with the same seed."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
@@ -71,10 +72,15 @@ NO_WORKERS = {"n_jobs": 0}
 TABNET = {
     "d_feat": 40, "out_dim": 8, "batch_size": 512, "vbs": 128, "n_epochs": 3, "pretrain": False, "lr": 1e-3, "seed": 1, "GPU": -1,
 }  # fmt: skip
+BASE = ROWS | {"hidden_size": 8, "num_layers": 2}
 SFM = {
     "d_feat": len(provider.FIELDS), "hidden_size": 8, "freq_dim": 3, "n_epochs": 3, "lr": 5e-3, "batch_size": 300, "seed": 4, "GPU": -1,
     "optimizer": "adam",
 }  # fmt: skip
+ENCODER = {"d_model": 8, "nhead": 2, "num_layers": 2, "n_epochs": 3, "lr": 5e-3, "batch_size": 300, "seed": 3, "GPU": -1}
+# Files of the world: see `World`.
+GRAPH = {"hidden_size": 8, "num_layers": 2, "n_epochs": 3, "lr": 5e-3, "seed": 3, "GPU": -1}
+CONCEPTS = {"stock2concept": "<world>/concepts.npy", "stock_index": "<world>/stocks.npy"}
 GENERAL = {"n_epochs": 3, "lr": 5e-3, "batch_size": 300, "seed": 5, "GPU": -1}
 
 CASES = [
@@ -86,6 +92,17 @@ CASES = [
     Case("gru_ts.GRU", RNN | WINDOWS, NO_WORKERS, windows=True),
     Case("lstm_ts.LSTM", RNN | WINDOWS, NO_WORKERS, windows=True),
     Case("alstm_ts.ALSTM", RNN | WINDOWS, NO_WORKERS, windows=True),
+    Case("localformer.LocalformerModel", ENCODER | ROWS),
+    Case("transformer.TransformerModel", ENCODER | ROWS),
+    Case("localformer_ts.LocalformerModel", ENCODER | WINDOWS, NO_WORKERS, windows=True),
+    Case("transformer_ts.TransformerModel", ENCODER | WINDOWS, NO_WORKERS, windows=True),
+    Case("gats.GATs", GRAPH | ROWS | {"model_path": "<world>/gru.pkl"}),
+    Case("gats_ts.GATs", GRAPH | WINDOWS | {"model_path": "<world>/windows.pkl"}, NO_WORKERS, windows=True),
+    Case(
+        "hist.HIST",
+        GRAPH | ROWS | CONCEPTS | {"base_model": "LSTM", "model_path": "<world>/lstm.pkl", "metric": "ic"},
+        exact=True,  # its IC is close to zero
+    ),
     Case(
         "general_nn.GeneralPTNN",
         GENERAL | {"pt_model_uri": f"{PYTORCH}nn.Net", "pt_model_kwargs": {"input_dim": 40, "layers": (16,)}},
@@ -119,9 +136,14 @@ class World:
     segments: dict
     handler: str  # a pickled handler, as tasks name it
 
+    def kwargs(self, case: Case) -> dict:
+        """Of a case, with the places of this world's files."""
+        return {k: v.replace("<world>", str(self.folder)) if isinstance(v, str) else v for k, v in case.kwargs.items()}
+
     def task(self, case: Case, module: str, name: str | None = None) -> dict:
         theirs = case.theirs if module.startswith("qlib.") else {}
-        return provider.task(module, name or case.name, case.kwargs | theirs, self.handler, self.segments, STEP_LEN if case.windows else None)
+        step_len = STEP_LEN if case.windows else None
+        return provider.task(module, name or case.name, self.kwargs(case) | theirs, self.handler, self.segments, step_len)
 
     def dataset(self, windows: bool = False, segments: dict | None = None):
         return init_instance_by_config(
@@ -142,7 +164,60 @@ def world(tmp_path_factory) -> World:
     segments = provider.segments_of(calendar)
     handler = init_instance_by_config(provider.handler_config(calendar, segments))
     handler.to_pickle(folder / "handler.pkl", dump_all=True)
+    np.save(folder / "concepts.npy", (np.random.default_rng(2).random((734, 6)) < 0.4).astype(np.float32))
+    np.save(folder / "stocks.npy", {f"S{i:03d}": 3 * i for i in range(provider.INSTRUMENTS)})
+    for file, kind, sizes in (("gru", "gru", BASE), ("lstm", "lstm", BASE), ("windows", "gru", BASE | WINDOWS)):
+        torch.manual_seed(9)
+        network = getattr(importlib.import_module(PYTORCH + kind), f"{kind.upper()}Model")
+        torch.save(network(**sizes).state_dict(), folder / f"{file}.pkl")
     return World(folder, calendar, segments, f"file://{folder}/handler.pkl")
+
+
+class DaysOfWindows:
+    """In the place of the sampler of Qlib's GATs of windows, which cuts days out of samples that are listed by instrument: the same
+    days, shuffled in training as GATs of rows shuffles them."""
+
+    def __init__(self, source):
+        day = source.get_index().get_level_values("datetime")
+        self.days = [np.flatnonzero(day == one) for one in sorted(set(day))]
+        self.shuffles = len(self.days) > 30  # the training set
+        self.passes = 0
+
+    def __iter__(self):
+        order = list(range(len(self.days)))
+        if self.shuffles and self.passes % 2 == 0:  # every other pass is an evaluation
+            np.random.shuffle(order)
+        self.passes += 1
+        return iter([self.days[i] for i in order])
+
+    def __len__(self):
+        return len(self.days)
+
+
+@pytest.fixture(autouse=True)
+def originals_that_run(monkeypatch):
+    """GATs and HIST make their base in the default sizes, HIST asks for the number of its GPU, and GATs of windows mixes days."""
+    for file, kind in (("gats", "GRU"), ("hist", "LSTM")):
+        module = importlib.import_module(PYTORCH + file)
+        monkeypatch.setattr(module, f"{kind}Model", functools.partial(getattr(module, f"{kind}Model"), **BASE))
+    monkeypatch.setattr(torch, "get_device", lambda x: "cpu", raising=False)
+    module = importlib.import_module(f"{PYTORCH}gats_ts")
+    monkeypatch.setattr(module, "DailyBatchSampler", DaysOfWindows)
+    predict = module.GATs.predict
+
+    def predicted_by_day(self, dataset):
+        scores = predict(self, dataset)  # the values by day, the index by instrument
+        return pd.Series(scores.to_numpy(), index=scores.index[np.concatenate(DaysOfWindows(Indexed(scores.index)).days)]).loc[scores.index]
+
+    monkeypatch.setattr(module.GATs, "predict", predicted_by_day)
+
+
+@dataclass
+class Indexed:
+    index: pd.MultiIndex
+
+    def get_index(self):
+        return self.index
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +270,9 @@ def _is_of(recorder, module, name):
 ALSTM = next(case for case in CASES if case.original == "alstm.ALSTM")
 GRU = next(case for case in CASES if case.original == "gru.GRU")
 GRU_TS = next(case for case in CASES if case.original == "gru_ts.GRU")
+HIST = next(case for case in CASES if case.original == "hist.HIST")
 DNN = CASES[-1]
+GRU_TS_CLASS = importlib.import_module(GRU_TS.module).GRU
 
 
 def test_patch_needs_no_other_config(world):
@@ -233,7 +310,7 @@ def test_scores_go_to_the_active_recorder_only(world):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case}-{'windows' if case.windows else 'rows'}")
 def test_weights_load_both_ways_and_pickles_keep_all(world, tmp_path, case):
     dataset = world.dataset(case.windows)
-    short = case.kwargs | ({"max_steps": 10} if "max_steps" in case.kwargs else {"n_epochs": 1})
+    short = world.kwargs(case) | ({"max_steps": 10} if "max_steps" in case.kwargs else {"n_epochs": 1})
     theirs = getattr(importlib.import_module(case.module), case.name)(**short | case.theirs)
     ours = getattr(bridge, case.name)(**short)
     ours.fit(dataset, save_path=tmp_path / "ours.pt")
@@ -253,6 +330,53 @@ def test_weights_load_both_ways_and_pickles_keep_all(world, tmp_path, case):
     fresh = type(ours)(**short).load_qlib_checkpoint(tmp_path / "theirs.pt", dataset)
     getattr(theirs, attribute).load_state_dict(torch.load(tmp_path / "theirs.pt"))
     np.testing.assert_allclose(fresh.predict(dataset), theirs.predict(dataset), rtol=0, atol=1e-5)
+
+
+def test_windows_chosen_by_a_column(world, monkeypatch):
+    """flt_col: which rows are samples; what they look back to stays."""
+    kwargs = GRU_TS.kwargs | {"batch_size": 100}
+
+    def dataset():
+        config = provider.task("", "", {}, world.handler, world.segments, STEP_LEN)["dataset"]
+        config["kwargs"]["flt_col"] = "label"
+        made = init_instance_by_config(config)
+        for name in ("_learn", "_infer"):
+            values = getattr(made.handler, name).copy()
+            values.loc[np.random.default_rng(1).random(len(values)) < 0.3, ("label", "LABEL0")] = 0.0
+            monkeypatch.setattr(made.handler, name, values)
+        return made
+
+    theirs, ours = GRU_TS_CLASS(**kwargs | GRU_TS.theirs), bridge.GRU(**kwargs)
+    curves, our_curves = {}, {}
+    theirs.fit(dataset(), curves)
+    ours.fit(dataset(), our_curves)
+    for name in curves:
+        np.testing.assert_allclose(our_curves[name], curves[name], rtol=1e-4)
+    expected, found = theirs.predict(dataset()), ours.predict(dataset())
+    assert 0 < len(found) < 0.8 * len(ours.predict(world.dataset(windows=True)))
+    assert found.index.equals(expected.index)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    nothing = dataset()
+    learn = nothing.handler._learn.copy()
+    learn[("label", "LABEL0")] = 0.0
+    monkeypatch.setattr(nothing.handler, "_learn", learn)
+    with pytest.raises(ValueError, match=r"segment 'train' .* must have a row that flt_col='label' lets through, got none of"):
+        ours.fit(nothing)
+    nothing.flt_col = "feature"
+    with pytest.raises(ValueError, match="flt_col='feature' must be one column, got 40"):
+        ours.fit(nothing)
+
+
+def test_stocks_without_concepts_take_qlibs_row(world, tmp_path):
+    kwargs, dataset = world.kwargs(HIST) | {"n_epochs": 1}, world.dataset()
+    theirs = importlib.import_module(HIST.module).HIST(**kwargs)
+    theirs.fit(dataset, save_path=str(tmp_path / "theirs.pt"))
+    known = np.load(kwargs["stock_index"], allow_pickle=True).item()
+    np.save(tmp_path / "some.npy", {name: row for name, row in known.items() if name != "S007"})
+    theirs.stock_index = str(tmp_path / "some.npy")
+    ours = bridge.HIST(**kwargs | {"stock_index": theirs.stock_index}).load_qlib_checkpoint(tmp_path / "theirs.pt", dataset)
+    assert ours.estimator.default_row == 733
+    np.testing.assert_allclose(ours.predict(dataset), theirs.predict(dataset), rtol=0, atol=1e-5)
 
 
 class Half(Reweighter):
@@ -314,6 +438,9 @@ def test_an_unknown_class_or_argument(world):
         init_instance_by_config(task["model"])
     with pytest.raises(TypeError, match="GRU: unknown argument 'hidden_sise'; did you mean 'hidden_size'?"):
         bridge.GRU(hidden_sise=3)
+    for name in sorted({cls.__name__ for cls in bridge.TABLE.values()}):
+        with pytest.raises(TypeError, match=f"{name}: unknown argument 'sed'; did you mean 'seed'?"):
+            getattr(bridge, name)(sed=3)
     with pytest.raises(TypeError, match="at most"):
         bridge.GRU(*range(40))
     assert bridge.GRU(3, hidden_size=4, n_jobs=3).estimator.d_feat == 3

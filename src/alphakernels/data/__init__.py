@@ -11,10 +11,11 @@ from .panel import PanelDataset, Segment
 from .sample import SP500_SECTORS, load_sp500_sample, sample_panel
 from .simulate import SimulatedMarket, simulate_market
 from .tables import panel_from_table, read_table
-from .windows import GivenWindows, WindowDataset, Windows
+from .windows import ChosenWindows, GivenWindows, WindowDataset, Windows
 
 __all__ = [
     "Batch",
+    "ChosenWindows",
     "DayBatches",
     "GivenWindows",
     "PanelDataset",

@@ -18,7 +18,7 @@ from alphakernels.data.frames import columns_of, read_float32
 from alphakernels.data.index import SHOWN, PanelIndex, as_days
 from alphakernels.data.normalise import RobustZScore, cs_rank_norm, cs_zscore
 from alphakernels.data.segments import Bound, check_segments, segment_days
-from alphakernels.data.windows import WindowDataset, Windows
+from alphakernels.data.windows import ChosenWindows, WindowDataset, Windows
 
 SegmentLike = str | slice | tuple[Bound, Bound]
 
@@ -47,6 +47,11 @@ class Segment:
     def with_features(self, x: np.ndarray | Windows) -> Segment:
         """The same rows with other features."""
         return replace(self, x=x)
+
+    def chosen(self, rows: np.ndarray) -> Segment:
+        """Some of its rows, by their positions, int64 [n], rising."""
+        x = ChosenWindows(self.x, rows) if isinstance(self.x, Windows) else self.x[rows]
+        return replace(self, x=x, y=None if self.y is None else self.y[rows], index=self.index[rows])
 
     def label_series(self) -> pd.Series:
         """The label as a Series, for metrics and plots.

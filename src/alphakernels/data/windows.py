@@ -152,6 +152,37 @@ class GivenWindows(Windows):
         return np.lexsort((self._index.day, self._index.instrument))
 
 
+class ChosenWindows(Windows):
+    """Some of the windows of others; the history they reach back to is whole.
+
+    Args:
+        windows: the others.
+        chosen: int64 [n], rising, which of them.
+    """
+
+    def __init__(self, windows: Windows, chosen: np.ndarray) -> None:
+        self._windows, self._chosen = windows, chosen
+        self.source, self.step_len = windows.source, windows.step_len
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        return self._windows.positions(self._chosen[rows])
+
+    def reach(self) -> Windows:
+        return ChosenWindows(self._windows.reach(), self._chosen)
+
+    def with_source(self, source: np.ndarray, first: int | None = None) -> Windows:
+        return ChosenWindows(self._windows.with_source(source, first), self._chosen)
+
+    def by_instrument(self) -> np.ndarray:
+        place = np.full(len(self._windows), -1)
+        place[self._chosen] = np.arange(len(self._chosen))
+        order = place[self._windows.by_instrument()]
+        return order[order >= 0]
+
+
 class WindowDataset:
     """A panel seen as time series: its segments' features are `Windows`. Made by `PanelDataset.windows(step_len)`.
 

@@ -156,6 +156,11 @@ class HISTModel(_DayModel):
     def _prepare(self, context: FitContext) -> None:
         self.concepts_ = Concepts.read(self.stock2concept, self.stock_index, self.default_row)
 
+    def load_qlib_checkpoint(self, path: str | os.PathLike[str], n_features: int, step_len: int | None = None) -> NetworkEstimator:
+        # Qlib's file holds no concepts: they are those of the arguments.
+        self.concepts_ = Concepts.read(self.stock2concept, self.stock_index, self.default_row)
+        return super().load_qlib_checkpoint(path, n_features, step_len)
+
     def _row_extras(self, rows: Rows) -> dict[str, np.ndarray]:
         return {"stock": self.concepts_.positions(rows.index)}
 

@@ -115,8 +115,6 @@ def fetch(dataset: Any, name: Any, key: str, *, label: bool, complete: bool = Fa
     columns = ["feature", "label"] if label else "feature"
     reach = slice(*bounds)
     if isinstance(dataset, TSDatasetH):
-        if dataset.flt_col is not None:
-            raise ValueError(f"TSDatasetH with flt_col={dataset.flt_col!r} is not supported here; filter the rows in the handler")
         if bounds[0] is not None:
             reach = TSDatasetH._extend_slice(reach, dataset.cal, dataset.step_len)
     try:
@@ -138,9 +136,24 @@ def fetch(dataset: Any, name: Any, key: str, *, label: bool, complete: bool = Fa
             segment = replace(panel.windows(dataset.step_len).segment(bounds), name=title)
         except ValueError as error:
             raise ValueError(f"{where} must have at least one row, got none: {error}") from error
+        if dataset.flt_col is not None:
+            segment = _filtered(dataset, segment, reach, key, where)
         return Fetched(segment, segment.x.by_instrument(), None)
     segment = replace(panel.segment(slice(None, None)), name=title)
     return Fetched(segment, segment.index.get_indexer(frame.index), frame)
+
+
+def _filtered(dataset: TSDatasetH, segment: Segment, reach: slice, key: str, where: str) -> Segment:
+    """The windows which the dataset's column `flt_col` marks; it has no say over the days they look back to."""
+    marks = DatasetH._prepare_seg(dataset, reach, col_set=dataset.flt_col, data_key=KEYS[key])
+    marks = marks.to_frame() if isinstance(marks, pd.Series) else marks
+    if marks.shape[1] != 1:
+        raise ValueError(f"{where}: flt_col={dataset.flt_col!r} must be one column, got {marks.shape[1]}")
+    values = marks.iloc[:, 0].reindex(segment.index)
+    rows = np.flatnonzero(values.notna() & (values != 0))
+    if len(rows) == 0:
+        raise ValueError(f"{where} must have a row that flt_col={dataset.flt_col!r} lets through, got none of {len(segment)}")
+    return segment.chosen(rows)
 
 
 def _panel(frame: pd.DataFrame, where: str, label: bool) -> PanelDataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alphakernels import estimators
+from alphakernels.estimators import Estimator
 from alphakernels.training import Callback
 
 from ._model import QlibModel
@@ -72,22 +73,41 @@ class DNNModelPytorch(QlibModel):
         super().fit(dataset, evals_result, save_path, reweighter)
 
 
-def _row(name: str, estimator: str, **attributes: Any) -> dict[str, type[QlibModel]]:
-    """A class of Qlib's name over an estimator, where this version of the package has it: {name: class} or {}."""
-    found = getattr(estimators, estimator, None)
-    if found is None:
-        return {}
-    return {name: type(name, (QlibModel,), {"__doc__": found.__doc__, "estimator_class": found, **attributes})}
-
-
 _LARGER_BATCHES = {"batch_size": 8192}  # of the time-series variants
-_ROWS = {
-    **_row("LocalformerModel", "LocalformerModel", network_name="model", windows_defaults=_LARGER_BATCHES),
-    **_row("TransformerModel", "TransformerModel", network_name="model", windows_defaults=_LARGER_BATCHES),
-    **_row("GATs", "GATsModel", network_name="GAT_model", windows_defaults={"d_feat": 20}),
-    **_row("HIST", "HISTModel", network_name="HIST_model"),
-}
-globals().update(_ROWS)  # pickles look a class up by its name
+
+
+class LocalformerModel(QlibModel):
+    __doc__ = estimators.LocalformerModel.__doc__
+    estimator_class = estimators.LocalformerModel
+    network_name = "model"
+    windows_defaults = _LARGER_BATCHES
+
+
+class TransformerModel(QlibModel):
+    __doc__ = estimators.TransformerModel.__doc__
+    estimator_class = estimators.TransformerModel
+    network_name = "model"
+    windows_defaults = _LARGER_BATCHES
+
+
+class GATs(QlibModel):
+    __doc__ = estimators.GATsModel.__doc__
+    estimator_class = estimators.GATsModel
+    network_name = "GAT_model"
+    windows_defaults = {"d_feat": 20}
+
+
+class HIST(QlibModel):
+    __doc__ = estimators.HISTModel.__doc__
+    estimator_class = estimators.HISTModel
+    network_name = "HIST_model"
+
+    def _make(self, windows: bool) -> Estimator:
+        # The original gives stocks that are not in stock_index this row of its file.
+        if str(self.given.get("stock2concept")).endswith(".npy"):
+            return self.estimator_class(**{"default_row": 733, **self.given})
+        return super()._make(windows)
+
 
 _PYTORCH = "qlib.contrib.model.pytorch_"
 
@@ -103,16 +123,13 @@ TABLE: dict[str, type[QlibModel]] = {
     f"{_PYTORCH}sfm.SFM": SFM,
     f"{_PYTORCH}general_nn.GeneralPTNN": GeneralPTNN,
     f"{_PYTORCH}nn.DNNModelPytorch": DNNModelPytorch,
-} | {
-    f"{_PYTORCH}{file}.{name}": _ROWS[name]
-    for name, files in (
-        ("LocalformerModel", ("localformer", "localformer_ts")),
-        ("TransformerModel", ("transformer", "transformer_ts")),
-        ("GATs", ("gats", "gats_ts")),
-        ("HIST", ("hist",)),
-    )
-    if name in _ROWS
-    for file in files
+    f"{_PYTORCH}localformer.LocalformerModel": LocalformerModel,
+    f"{_PYTORCH}localformer_ts.LocalformerModel": LocalformerModel,
+    f"{_PYTORCH}transformer.TransformerModel": TransformerModel,
+    f"{_PYTORCH}transformer_ts.TransformerModel": TransformerModel,
+    f"{_PYTORCH}gats.GATs": GATs,
+    f"{_PYTORCH}gats_ts.GATs": GATs,
+    f"{_PYTORCH}hist.HIST": HIST,
 }
 
 __all__ = ["TABLE", *sorted({cls.__name__ for cls in TABLE.values()})]
