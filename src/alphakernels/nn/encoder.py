@@ -37,8 +37,10 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         super().__init__(*args, **kwargs)
         self.memory = memory
 
-    def _uncovered(self, mask: Tensor | None, padding: Tensor | None) -> str | None:
+    def _uncovered(self, mask: Tensor | None, padding: Tensor | None, src: Tensor | None = None) -> str | None:
         """Why torch's own must run this call, or None."""
+        if src is not None and src.is_nested:  # as torch.nn.TransformerEncoder makes it of padded input
+            return "the kernels take padded tensors, the input is nested"
         if self.norm_first:
             return "the kernels norm after the sum, the module has norm_first"
         if self.activation is not nn.functional.relu and not isinstance(self.activation, nn.ReLU):
@@ -86,7 +88,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     def forward(
         self, src: Tensor, src_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        reason = self._uncovered(src_mask, src_key_padding_mask)
+        reason = self._uncovered(src_mask, src_key_padding_mask, src)
         if reason is not None:
             _backend.watch_torch("local_encoder_layer", src, reason)
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)

@@ -84,7 +84,35 @@ def _sequence(module: Any, random: Random) -> tuple[Any, ...]:
     return (random(*((5, 9) if module.batch_first else (9, 5)), module.input_size),)
 
 
+def _encoder_layer(layer: Any, random: Random) -> tuple[Any, ...]:
+    return (random(*((3, 9) if layer.self_attn.batch_first else (9, 3)), layer.self_attn.embed_dim),)
+
+
+def _localformer(encoder: Any, random: Random) -> tuple[Any, ...]:
+    return *_encoder_layer(encoder.layers[0], random), None
+
+
+_STOCKS, _DAYS, _CONCEPTS = 7, 5, 3
+
+
+def _network_rows(module: Any, random: Random) -> tuple[Any, ...]:
+    return (random(_STOCKS, _network_features(module) * _DAYS),)
+
+
+def _network_windows(module: Any, random: Random) -> tuple[Any, ...]:
+    return (random(_STOCKS, _DAYS, _network_features(module)),)
+
+
+def _network_features(module: Any) -> int:
+    return next(getattr(module, name) for name in ("d_feat", "input_size", "input_dim") if hasattr(module, name))
+
+
+def _hist(module: Any, random: Random) -> tuple[Any, ...]:
+    return *_network_rows(module, random), (random(_STOCKS, _CONCEPTS) > 0).double()
+
+
 _QLIB = "qlib.contrib.model.pytorch_tabnet"
+_PYTORCH = "qlib.contrib.model.pytorch_"
 _TABNET = "pytorch_tabnet.tab_network"
 
 RULES: dict[str, Rule] = {
@@ -111,6 +139,19 @@ RULES: dict[str, Rule] = {
     "entmax.activations.Sparsemax": Rule("_sparsemax:Sparsemax", _scores),
     "torch.nn.modules.rnn.GRU": Rule("_torch_layers:GRU", _sequence),
     "torch.nn.modules.rnn.LSTM": Rule("_torch_layers:LSTM", _sequence),
+    "torch.nn.modules.transformer.TransformerEncoderLayer": Rule("_torch_layers:TransformerEncoderLayer", _encoder_layer),
+    f"{_PYTORCH}localformer.LocalformerEncoder": Rule("_qlib_networks:LocalformerEncoder", _localformer),
+    f"{_PYTORCH}localformer_ts.LocalformerEncoder": Rule("_qlib_networks:LocalformerEncoder", _localformer),
+    f"{_PYTORCH}gru.GRUModel": Rule("_qlib_networks:LastState", _network_rows),
+    f"{_PYTORCH}gru_ts.GRUModel": Rule("_qlib_networks:LastStateOfWindows", _network_windows),
+    f"{_PYTORCH}lstm.LSTMModel": Rule("_qlib_networks:LastState", _network_rows),
+    f"{_PYTORCH}lstm_ts.LSTMModel": Rule("_qlib_networks:LastStateOfWindows", _network_windows),
+    f"{_PYTORCH}alstm.ALSTMModel": Rule("_qlib_networks:ALSTMModel", _network_rows),
+    f"{_PYTORCH}alstm_ts.ALSTMModel": Rule("_qlib_networks:ALSTMModelOfWindows", _network_windows),
+    f"{_PYTORCH}gats.GATModel": Rule("_qlib_networks:GATModel", _network_rows),
+    f"{_PYTORCH}gats_ts.GATModel": Rule("_qlib_networks:GATModelOfWindows", _network_windows),
+    f"{_PYTORCH}hist.HISTModel": Rule("_qlib_networks:HISTModel", _hist),
+    f"{_PYTORCH}sfm.SFM_Model": Rule("_qlib_networks:SFMModel", _network_rows),
 }
 
 
