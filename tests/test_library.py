@@ -123,3 +123,19 @@ def test_every_instruction_set_gives_the_same_numbers(expected):
         assert found["detail"] == f"{wanted}, float32"
         assert_same_values(found, results["portable"])
     torch.testing.assert_close(results["portable"]["values"][0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_compile_caches_of_another_version_are_left_alone(copy):
+    """A graph stored by torch.compile calls backward ops with the arguments they had in the version that stored it."""
+
+    def tag() -> str:
+        code = f"import sys; sys.path.insert(0, {str(copy)!r})\nimport alphakernels.ops, torch; print(torch.compiler.config.cache_key_tag)"
+        env = os.environ | {"TORCH_COMPILE_CACHE_KEY_TAG": "mine-"}
+        return subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+
+    before = tag()
+    assert before.startswith("mine-alphakernels-")
+    assert tag() == before
+    with (copy / "alphakernels/ops/sparsemax/op.py").open("a") as file:
+        file.write("# changed\n")
+    assert tag() != before

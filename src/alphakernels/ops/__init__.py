@@ -16,6 +16,7 @@ from .sfm import fourier_waves, sfm
 from .sparsemax import sparsemax
 
 _library.compiled()
+_library.tag_compile_caches()
 
 __all__ = [
     "attention_pool",

@@ -8,6 +8,7 @@ The PyTorch reference never passes through the dispatcher.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -19,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.compiler.config
 
 NAMESPACE = "alphakernels"
 # Triton's kernels on CPU tensors, through its interpreter (TRITON_INTERPRET=1): the same definitions in a namespace of
@@ -175,3 +177,12 @@ def _without_library(path: Path | None, problem: str) -> Compiled:
 def has_cpp(name: str) -> bool:
     """Whether the loaded library holds a CPU kernel for the op."""
     return compiled().problem is None and torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU")
+
+
+def tag_compile_caches() -> None:
+    """Keeps torch.compile's caches on disk apart from those of other versions of this package: a graph stored there calls the ops it
+    was made of, backward ops and their arguments too, and its key knows the names of the forward ops alone."""
+    digest = hashlib.sha256()
+    for path in sorted((PACKAGE / "ops").glob("*/op.py")):
+        digest.update(path.read_bytes())
+    torch.compiler.config.cache_key_tag += f"alphakernels-{digest.hexdigest()[:16]}"
