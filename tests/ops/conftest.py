@@ -32,6 +32,16 @@ def route(request):
         yield backend, device
 
 
+@pytest.fixture(params=[name for name in ROUTES if name != "cpp"] or ["triton"])
+def triton_device(request):
+    """The device of the Triton kernels, with that backend in force."""
+    if request.param not in ROUTES:
+        pytest.skip("the Triton kernels run on a GPU, or on CPU tensors where TRITON_INTERPRET=1")
+    backend, device = ROUTES[request.param]
+    with ak.use_backend(backend):
+        yield device
+
+
 @pytest.fixture
 def threads():
     """Sets torch's number of threads, and puts it back."""

@@ -36,6 +36,7 @@ for module in modules:
         assert f".target sm_{capability}" in ptx, ptx[:400]
         assert len(compiled.asm["cubin"]) > 1000
         assert ".local" not in ptx, f"{module} {kernel.__name__} spills to local memory"
+        assert compiled.metadata.shared <= 96 << 10, f"{module} {kernel.__name__}: {compiled.metadata.shared} bytes of shared memory"
         print(module.split(".")[-2], kernel.__name__)
 """
 

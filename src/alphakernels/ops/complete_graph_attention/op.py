@@ -21,6 +21,8 @@ from .. import _backend, _checks, _days
 from .._library import Formula, define
 from . import by_sorting, reference
 
+_TRITON = "alphakernels.ops.complete_graph_attention.triton"
+
 
 def _fake(s, t, h, offsets, negative_slope, keep):
     n, hidden = h.shape
@@ -53,12 +55,14 @@ COMPLETE_GRAPH_ATTENTION = define(
     "(Tensor s, Tensor t, Tensor h, Tensor? offsets, float negative_slope, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
     formula=Formula(_setup, _backward),
+    triton=_TRITON,
 )
 define(
     "complete_graph_attention_backward",
     "(Tensor grad, Tensor s, Tensor t, Tensor h, Tensor? offsets, float negative_slope, Tensor out, Tensor slope, Tensor scale, "
     "Tensor order) -> (Tensor, Tensor, Tensor)",
     fake=lambda grad, s, t, h, *rest: (s.new_empty(s.shape), t.new_empty(t.shape), h.new_empty(h.shape)),
+    triton=_TRITON,
 )
 
 

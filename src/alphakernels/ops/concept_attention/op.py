@@ -6,7 +6,10 @@ from torch import Tensor
 
 from .. import _backend, _checks, _days
 from .._library import Formula, define
+from ..ghost_batch_norm.op import statistics_dtype
 from . import reference
+
+_TRITON = "alphakernels.ops.concept_attention.triton"
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -24,13 +27,15 @@ def _backward(ctx, ops, grad: Tensor | None, *_):
 CONCEPT_ATTENTION = define(
     "concept_attention",
     "(Tensor x, Tensor concepts, Tensor? offsets, Tensor? concept_offsets) -> (Tensor, Tensor)",
-    fake=lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape[0])),
+    fake=lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=statistics_dtype(x))),
     formula=Formula(_setup, _backward),
+    triton=_TRITON,
 )
 define(
     "concept_attention_backward",
     "(Tensor grad, Tensor x, Tensor concepts, Tensor? offsets, Tensor? concept_offsets, Tensor out, Tensor total) -> (Tensor, Tensor)",
     fake=lambda grad, x, concepts, *_: (x.new_empty(x.shape), concepts.new_empty(concepts.shape)),
+    triton=_TRITON,
 )
 
 

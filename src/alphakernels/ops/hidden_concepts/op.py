@@ -7,7 +7,10 @@ from torch import Tensor
 
 from .. import _backend, _checks, _days
 from .._library import Formula, define
+from ..ghost_batch_norm.op import statistics_dtype
 from . import reference
+
+_TRITON = "alphakernels.ops.hidden_concepts.triton"
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -21,16 +24,23 @@ def _backward(ctx, ops, grad: Tensor | None, *_):
     return None if grad is None else ops.hidden_concepts_backward(grad, *ctx.saved_tensors), None
 
 
+def _fake(x, offsets):
+    n = x.shape[0]
+    return x.new_empty(x.shape), x.new_empty(n, dtype=statistics_dtype(x)), x.new_empty(n, dtype=torch.int32)
+
+
 HIDDEN_CONCEPTS = define(
     "hidden_concepts",
     "(Tensor x, Tensor? offsets) -> (Tensor, Tensor, Tensor)",
-    fake=lambda x, offsets: (x.new_empty(x.shape), x.new_empty(x.shape[0]), x.new_empty(x.shape[0], dtype=torch.int32)),
+    fake=_fake,
     formula=Formula(_setup, _backward),
+    triton=_TRITON,
 )
 define(
     "hidden_concepts_backward",
     "(Tensor grad, Tensor x, Tensor? offsets, Tensor value, Tensor choice) -> Tensor",
     fake=lambda grad, x, *_: x.new_empty(x.shape),
+    triton=_TRITON,
 )
 
 
