@@ -129,6 +129,10 @@ def _check(x, weights, cell, h0, c0, biases, batch_first, dropout) -> None:
     batch, steps, hidden, layers = _layout(x, weights, biases, batch_first)
     _checks.require(steps > 0, op, "x", "of at least one time step", list(x.shape))
     width = x.shape[2]
+    first = weights[0]
+    if isinstance(first, Tensor) and first.dim() == 2:  # of the two that do not fit, x is likelier the wrong one
+        _checks.require(width == first.shape[1], op, "x", f"of {first.shape[1]} features, as weight_ih_l0 has columns", list(x.shape))
+        _checks.require(x.dtype == first.dtype, op, "x", f"of dtype {first.dtype}, as weight_ih_l0", x.dtype, TypeError)
     for number in range(layers):
         rows = GATES[cell] * hidden
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[:per_layer]

@@ -152,7 +152,7 @@ _bad = [
         "features",
         lambda: ops.recurrent(_x, _weights(inputs=2), cell="gru"),
         ValueError,
-        r"weight_ih_l0 must be of shape \[12, 3\], got \[12, 2\]",
+        r"x must be of 2 features, as weight_ih_l0 has columns, got \[2, 5, 3\]",
     ),
     (
         "state",
