@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from alphakernels.cli import app
 from alphakernels.cli._qlib_config import plan
-from alphakernels.data import simulate_market
-from alphakernels.estimators import DNNModelPytorch, GRUModel
+from alphakernels.data import panel_from_table, simulate_market
+from alphakernels.estimators import DNNModelPytorch, GRUModel, LocalformerModel
 
 WORKFLOW = """
 qlib_init: {{provider_uri: "~/.qlib/qlib_data/cn_data", region: cn}}
@@ -75,11 +75,46 @@ def test_it_trains(tmp_path):
     assert GRUModel.load(tmp_path / "run" / "model.safetensors").hidden_size == 4
 
 
+def alpha158(kwargs, columns=("RESI5", "WVMA5", "CORR10", "STD20", "KLEN", "VWAP0")):
+    """As examples/benchmarks/Transformer/workflow_config_transformer_Alpha158.yaml has it."""
+    content = yaml.safe_load(workflow("LocalformerModel", kwargs, dataset="TSDatasetH", handler="Alpha158"))
+    dataset = content["task"]["dataset"]["kwargs"]
+    dataset["step_len"] = 5
+    processors = dataset["handler"]["kwargs"]["infer_processors"]
+    processors.insert(0, {"class": "FilterCol", "kwargs": {"fields_group": "feature", "col_list": list(columns)}})
+    return content
+
+
+def test_alpha158_trains(tmp_path):
+    frame = simulate_market(8, 200, seed=1).frame
+    frame = frame.assign(vwap=frame[["high", "low", "close"]].mean(axis=1))
+    frame.reset_index().to_csv(tmp_path / "prices.csv", index=False)
+    content = alpha158("d_feat: 6, d_model: 8, n_epochs: 1, batch_size: 200, GPU: -1, n_jobs: 20, seed: 0")
+    asked = plan(content, "w.yaml")
+    assert asked.step_len == 5 and asked.table["alpha158"] and len(asked.table["features"]) == 6
+    content["task"]["dataset"]["kwargs"]["segments"] = {
+        "train": ["2010-03-01", "2010-07-30"], "valid": ["2010-08-01", "2010-08-30"], "test": ["2010-09-01", "2010-12-31"],
+    }  # fmt: skip
+    (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(content))
+    arguments = ["train", "--data", str(tmp_path / "prices.csv"), "--config", str(tmp_path / "workflow.yaml")]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "run"), "--quiet"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    model = LocalformerModel.load(tmp_path / "run" / "model.safetensors")
+    assert model.features_ == ["RESI5", "WVMA5", "CORR10", "STD20", "KLEN", "VWAP0"] and model.step_len_ == 5
+
+
+def test_alpha158_with_an_unknown_column(tmp_path):
+    frame = simulate_market(3, 70).frame
+    asked = plan(alpha158("d_feat: 1", ["RESI7"]), "w.yaml")
+    with pytest.raises(ValueError, match="alpha158: unknown feature 'RESI7'; did you mean 'RESI5'?"):
+        panel_from_table(frame.assign(vwap=frame["close"]), **asked.table)
+
+
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
         ({"model": "GRUU"}, ["model GRUU; did you mean 'GRU'?"]),
-        ({"model": "LGBModel", "handler": "Alpha158"}, ["model LGBModel", "handler Alpha158; known: Alpha360"]),
+        ({"model": "LGBModel", "handler": "Alpha101"}, ["model LGBModel", "handler Alpha101; known: Alpha360, Alpha158"]),
         ({"dataset": "MTSDatasetH", "rank": "TanhProcess"}, ["dataset MTSDatasetH", "processor TanhProcess of label"]),
         ({"kwargs": "hidden_sise: 3"}, ["GRU: unknown argument 'hidden_sise'; did you mean 'hidden_size'?"]),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from alphakernels.data import simulate_market
 
@@ -15,21 +16,34 @@ INSTRUMENTS, DAYS = 52, 90
 
 
 def write(folder: Path, instruments: int = INSTRUMENTS, days: int = DAYS, seed: int = 0) -> list[str]:
-    """Writes a market as Qlib's scripts/dump_bin.py does: calendar, instruments, one file of float32 a field. Returns the days."""
-    frame = simulate_market(instruments, days, seed=seed).frame
+    """Writes a simulated market; see `write_frame`."""
+    return write_frame(folder, simulate_market(instruments, days, seed=seed).frame[list(FIELDS)])
+
+
+def names(frame: pd.DataFrame) -> list[str]:
+    """What a frame's instruments are called in Qlib's data."""
+    return [f"S{i:03d}" for i in range(len(frame.index.levels[1]))]
+
+
+def write_frame(folder: Path, frame: pd.DataFrame) -> list[str]:
+    """Writes bars by (datetime, instrument) as Qlib's scripts/dump_bin.py does: calendar, instruments, one file of float32 a field.
+    Returns the days."""
     dates = frame.index.levels[0]
     calendar = [f"{day:%Y-%m-%d}" for day in dates]
-    names = [f"S{i:03d}" for i in range(instruments)]
     for part in ("calendars", "instruments", "features"):
         (folder / part).mkdir(parents=True)
     (folder / "calendars/day.txt").write_text("".join(f"{day}\n" for day in calendar))
-    (folder / "instruments/all.txt").write_text("".join(f"{name}\t{calendar[0]}\t{calendar[-1]}\n" for name in names))
-    for name, instrument in zip(names, frame.index.levels[1], strict=True):
-        rows = frame.xs(instrument, level="instrument").reindex(dates)
+    lines = []
+    for name, instrument in zip(names(frame), frame.index.levels[1], strict=True):
+        rows = frame.xs(instrument, level="instrument")
+        start = dates.get_loc(rows.index[0])
+        rows = rows.reindex(dates[start:])
+        lines.append(f"{name}\t{calendar[start]}\t{calendar[-1]}\n")
         into = folder / "features" / name.lower()
         into.mkdir()
-        for field in FIELDS:
-            np.r_[0, rows[field].to_numpy()].astype("<f4").tofile(into / f"{field}.day.bin")
+        for field in frame.columns:
+            np.r_[start, rows[field].to_numpy()].astype("<f4").tofile(into / f"{field}.day.bin")
+    (folder / "instruments/all.txt").write_text("".join(lines))
     return calendar
 
 

@@ -1,8 +1,8 @@
 """The model and dataset sections of a Qlib workflow, as `alphakernels train` takes them. Qlib is not needed.
 
-What they name must exist here: the models of `MODELS`, the handler Alpha360 with the processors of `PROCESSORS` and a forward return
-as the label, DatasetH and TSDatasetH. Everything else that they name is listed by name, all at once. The other sections (where
-Qlib's data lies, what it records) have no meaning without Qlib.
+What they name must exist here: the models of `MODELS`, the handlers Alpha360 and Alpha158 with the processors of `PROCESSORS` (and
+FilterCol) and a forward return as the label, DatasetH and TSDatasetH. Everything else that they name is listed by name, all at once.
+The other sections (where Qlib's data lies, what it records) have no meaning without Qlib.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ MODELS = {
 DATASETS = ("DatasetH", "TSDatasetH")
 # Alpha360's fields, in its order.
 ALPHA360 = ("close", "open", "high", "low", "vwap", "volume")
+# What a handler means for `panel_from_table`.
+HANDLERS: dict[str, dict[str, Any]] = {"Alpha360": {"fields": list(ALPHA360), "lags": 60}, "Alpha158": {"alpha158": True}}
 # What a processor means for `panel_from_table`. Rows with gaps in their features are left out there, rows without label skipped.
 PROCESSORS: dict[tuple[str, str | None], dict[str, str]] = {
     ("RobustZScoreNorm", "feature"): {"feature_norm": "robust_zscore"},
@@ -110,18 +112,23 @@ def _handler(handler: Any, unknown: list[str]) -> dict[str, Any]:
     if not isinstance(handler, Mapping):
         unknown.append(f"handler {handler!r} (a handler must be given by class and kwargs)")
         return {}
-    if handler.get("class") != "Alpha360":
-        unknown.append(f"handler {handler.get('class')}; known: Alpha360")
+    name = handler.get("class")
+    if name not in HANDLERS:
+        unknown.append(f"handler {name}; known: {', '.join(HANDLERS)}")
     kwargs = handler.get("kwargs") or {}
-    options: dict[str, Any] = {"fields": list(ALPHA360), "lags": 60, "feature_norm": None, "label_norm": None}
+    options: dict[str, Any] = {**HANDLERS.get(name, {}), "feature_norm": None, "label_norm": None}
     processors = [*(kwargs.get("infer_processors") or ()), *(kwargs.get("learn_processors") or ())]
-    if "infer_processors" not in kwargs:
+    if "infer_processors" not in kwargs and name == "Alpha360":  # Alpha158 has none by default
         options["feature_norm"] = "robust_zscore"
     if "learn_processors" not in kwargs:
         options["label_norm"] = "zscore"
     for processor in processors:
         name = processor["class"] if isinstance(processor, Mapping) else processor
-        group = ((processor.get("kwargs") or {}) if isinstance(processor, Mapping) else {}).get("fields_group", "feature")
+        given = (processor.get("kwargs") or {}) if isinstance(processor, Mapping) else {}
+        group = given.get("fields_group", "feature")
+        if name == "FilterCol" and group == "feature" and options.get("alpha158"):
+            options["features"] = list(given.get("col_list") or ())
+            continue
         for key in ((name, group), (name, None)):
             if key in PROCESSORS:
                 options |= PROCESSORS[key]

@@ -1,5 +1,6 @@
 """Market panels: one float32 frame by (datetime, instrument), features, labels, normalisation, and the batches cut from them."""
 
+from .alphas import ALPHA158, alpha158
 from .assemble import assemble
 from .batches import DayBatches, RowBatches, WindowBatches, loader_order
 from .features import forward_returns, price_windows, window_names
@@ -14,6 +15,7 @@ from .tables import panel_from_table, read_table
 from .windows import ChosenWindows, GivenWindows, WindowDataset, Windows
 
 __all__ = [
+    "ALPHA158",
     "Batch",
     "ChosenWindows",
     "DayBatches",
@@ -28,6 +30,7 @@ __all__ = [
     "WindowBatches",
     "WindowDataset",
     "Windows",
+    "alpha158",
     "assemble",
     "check_features_finite",
     "check_label",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from alphakernels.data.alphas import alpha158 as make_alpha158
 from alphakernels.data.assemble import FeatureNorm, LabelNorm, assemble
 from alphakernels.data.features import forward_returns, price_windows
 from alphakernels.data.frames import shown
@@ -229,6 +230,7 @@ def panel_from_table(
     segments: Mapping[str, Any] | None = None,
     label_norm: LabelNorm = "rank",
     feature_norm: FeatureNorm = "robust_zscore",
+    alpha158: bool = False,
 ) -> PanelDataset:
     """A dataset ready to train on, from what `read_table` gives.
 
@@ -241,6 +243,7 @@ def panel_from_table(
         horizon, delay: of the forward return, see `forward_returns`.
         segments: (first, last) day or share of the days by name; by default train 0.7, valid 0.15, test 0.15.
         label_norm, feature_norm: see `assemble`.
+        alpha158: the features are Alpha158's, made from the bars of a long table; `features` then names some of them.
 
     Rows that hold a NaN in a feature are left out.
 
@@ -249,14 +252,18 @@ def panel_from_table(
     """
     segments = DEFAULT_SHARES if segments is None else segments
     wide = table.index.nlevels == 1
-    for column in [*(features or ()), *(fields or ()), *([label] if label else ())]:
+    for column in [*(() if alpha158 else features or ()), *(fields or ()), *([label] if label else ())]:
         known = ["close"] if wide else list(table.columns)
         if column not in known:
             raise ValueError(f"the table has no column {column!r}; it has {shown(known)}")
     if label is None and not wide and "close" not in table.columns:
         raise ValueError(f"without label= the label is the return of the column 'close'; the table has {shown(table.columns)}")
     closes = {"close": table} if wide else table
-    if features is not None or label is not None:
+    if alpha158:
+        if wide:
+            raise ValueError("Alpha158 is made from bars, the columns of a long table; this one is wide: dates, then one column an instrument")
+        rows = make_alpha158(table, features, complete=True)
+    elif features is not None or label is not None:
         if wide:
             raise ValueError("features and label name columns of a long table; this one is wide: dates, then one column an instrument")
         rows = table[[c for c in table.columns if c != label] if features is None else list(features)]
