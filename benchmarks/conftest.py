@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ class Row:
     targets: dict[str, float] = field(default_factory=dict)  # peer -> ratio to reach
     floor_ms: float | None = None
     note: str = ""
+    size: int | None = None  # of a row that is drawn against its size, among rows of the same name but for it
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # of such a row: contender -> most memory alive at once
 
     def ratio(self, peer: str) -> float:
         return self.peers_ms[peer] / self.ours_ms
@@ -55,6 +58,32 @@ class Peak:
     peer: str
     theirs: int
     target: float  # ratio to reach
+
+
+def _peak_bytes(function: Callable[[], object], device: torch.device) -> int:
+    function()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.profiler.profile(profile_memory=True) as profile:
+            function()
+    alive = peak = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+@pytest.fixture
+def peak_bytes():
+    """peak_bytes(function, device): the most memory alive at once during the call, above what was alive before, by the allocator's own
+    record; on the CPU a kernel's scratch is not in it."""
+    return _peak_bytes
 
 
 @pytest.fixture
@@ -131,7 +160,7 @@ def rates(device) -> Rates:
 
 @pytest.fixture
 def compare(request, device, rates, benchmark):
-    """compare(name, ours, peers, flops=, moved=, targets=): measures a row, records it, returns it."""
+    """compare(name, ours, peers, flops=, moved=, targets=, size=): measures a row, records it, returns it; with a size its memory too."""
 
     def run(
         name: str,
@@ -142,11 +171,14 @@ def compare(request, device, rates, benchmark):
         moved: float = 0,
         targets: dict[str, float] | None = None,
         note: str = "",
+        size: int | None = None,
     ) -> Row:
         rounds = max(5, request.config.getoption("--rounds"))
-        medians = take_turns({"alphakernels": ours, **peers}, device, rounds)
+        contenders = {"alphakernels": ours, **peers}
+        medians = take_turns(contenders, device, rounds)
+        peaks = {contender: _peak_bytes(f, device) for contender, f in contenders.items()} if size is not None else {}
         floor = rates.floor_ms(flops, moved) if flops or moved else None
-        row = Row(name, medians.pop("alphakernels"), medians, targets or {}, floor, note)
+        row = Row(name, medians.pop("alphakernels"), medians, targets or {}, floor, note, size, peaks)
         ROWS.append(row)
         benchmark.extra_info.update(asdict(row))
         benchmark.pedantic(ours, rounds=5, iterations=1, warmup_rounds=1)
@@ -191,6 +223,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
             target = f"{row.targets[peer]:.2f}" if peer in row.targets else ""
             floor = f"{row.floor_ms / row.ours_ms:.2f}" if row.floor_ms and i == 0 else ""
             write(f"{row.name:44s} {peer:22s} {row.ours_ms:9.3f} {ms:9.3f} {row.ratio(peer):6.2f}x {target:>7s} {floor:>10s}")
+        if not row.peers_ms:
+            write(f"{row.name:44s} {'':22s} {row.ours_ms:9.3f}")
         if row.note:
             write(f"    {row.note}")
     for peak in PEAKS:

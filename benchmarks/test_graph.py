@@ -108,10 +108,11 @@ def test_attention_alone(compare, device, stocks) -> None:
         network = gats.GATModel(FEATURES, HIDDEN).to(device)
         peers["Qlib eager"] = lambda: torch.autograd.grad(network.cal_attention(h, h) @ h, h, grad)
     row = compare(
-        f"GATs attention N {stocks} forward + backward, scale",
+        f"GATs attention, {stocks} stocks, forward + backward, scale",
         lambda: torch.autograd.grad(ops.complete_graph_attention(s, t, h), (s, t, h), grad),
         peers,
         moved=4 * stocks * (6 * HIDDEN + 6),
+        size=stocks,
     )
     row.note = f"{row.ours_ms / stocks * 1e6:.0f} ns a stock"
 

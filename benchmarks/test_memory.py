@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 
@@ -13,27 +11,7 @@ from alphakernels.models import ALSTMNet, GRUNet, LocalformerNet, LSTMNet, SFMNe
 qlib = pytest.importorskip("qlib.contrib.model.pytorch_tabnet", reason="make bench installs Qlib, the peer")
 
 
-def peak_bytes(function, device: torch.device) -> int:
-    """The most memory alive at once during the call, above what was alive before."""
-    function()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with torch.profiler.profile(profile_memory=True) as profile:
-            function()
-    alive = peak = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
-
-
-def test_tabnet_peak(record_peak, device) -> None:
+def test_tabnet_peak(record_peak, peak_bytes, device) -> None:
     batch, features = 4096, 158
     x, priors, y = torch.randn(batch, features, device=device), torch.ones(batch, features, device=device), 0.0
     peaks = {}
@@ -50,7 +28,7 @@ def test_tabnet_peak(record_peak, device) -> None:
     assert peaks["alphakernels"] < peaks["Qlib eager"]
 
 
-def test_sfm_peak(record_peak, device) -> None:
+def test_sfm_peak(record_peak, peak_bytes, device) -> None:
     """On the CPU without the kernel's scratch, which the record does not see: 3 MB a thread and 3 MB for the sums."""
     module = pytest.importorskip("qlib.contrib.model.pytorch_sfm")
     x, y = torch.randn(1000, 360, device=device), torch.randn(1000, device=device)
@@ -69,7 +47,7 @@ def test_sfm_peak(record_peak, device) -> None:
 
 
 @pytest.mark.parametrize("name, ours", [("ALSTM", ALSTMNet), ("GRU", GRUNet), ("LSTM", LSTMNet)])
-def test_recurrent_peak(record_peak, device, name, ours) -> None:
+def test_recurrent_peak(record_peak, peak_bytes, device, name, ours) -> None:
     """On the CPU without the kernel's scratch, which the record does not see: the sums of up to 16 groups, 5 MB."""
     module = pytest.importorskip(f"qlib.contrib.model.pytorch_{name.lower()}")
     x, y = torch.randn(800, 360, device=device), torch.randn(800, device=device)
@@ -87,7 +65,7 @@ def test_recurrent_peak(record_peak, device, name, ours) -> None:
 
 
 @pytest.mark.parametrize("stocks", [300, 1000, 4000, 20000])
-def test_gats_attention_peak(record_peak, device, stocks) -> None:
+def test_gats_attention_peak(record_peak, peak_bytes, device, stocks) -> None:
     """Forward and backward. Qlib's is measured up to 1,000 stocks; beyond, the peer is the direct softmax, which holds [N, N] and not Qlib's
     [N, N, 2H], and beyond 4,000 only ours is measured."""
     gats = pytest.importorskip("qlib.contrib.model.pytorch_gats")
@@ -109,7 +87,7 @@ def test_gats_attention_peak(record_peak, device, stocks) -> None:
 
 @pytest.mark.parametrize("name, ours", [("LocalFormer", LocalformerNet), ("Transformer", TransformerNet)])
 @pytest.mark.parametrize("memory, target", [("auto", 2.0), ("low", 5.0)])
-def test_encoder_peak(record_peak, device, name, ours, memory, target) -> None:
+def test_encoder_peak(record_peak, peak_bytes, device, name, ours, memory, target) -> None:
     """On the CPU without the kernel's scratch, which the record does not see: the sums of up to 16 parts, 20 MB."""
     module = pytest.importorskip(f"qlib.contrib.model.pytorch_{name.lower()}")
     x, y = torch.randn(1024, 360, device=device), torch.randn(1024, device=device)

@@ -16,5 +16,6 @@ def test_sparsemax_per_row(compare, device, rows) -> None:
         lambda: ops.sparsemax(x),
         {"torch.softmax": lambda: torch.softmax(x, -1)},
         moved=2 * 4 * x.numel(),
+        size=rows,
     )
     row.note = f"{row.ours_ms / rows * 1e6:.0f} ns a row"
