@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from alphakernels.estimators import GATsModel, GRUModel, HISTModel
+from alphakernels.estimators import GATsModel, GRUModel, HISTModel, LSTMModel
 from alphakernels.training import CheckpointError, ic_by_day
 
 SMALL = {"hidden_size": 8, "num_layers": 1, "n_epochs": 2, "lr": 0.01, "seed": 3, "GPU": -1, "progress": False}
@@ -121,6 +121,23 @@ def test_hist(style, tmp_path):
     assert same.evals_result_["valid"][0] <= 1
     several = HISTModel(d_feat=None, stock2concept=CONCEPTS, days_per_step=3, **SMALL).fit(dataset)
     assert np.isfinite(several.predict(dataset)).all()
+
+
+def test_hist_with_an_mlp_a_base_of_another_size_and_days_of_one_stock(panels, tmp_path):
+    """What Qlib's fails on, together: tabular features, stocks without a concept, a day on which only such a one trades."""
+    table = panels.frame(missing=0.0)
+    day = table.index.get_level_values(0)
+    table = table[~((day == "2020-02-03") | (day == "2020-03-03")) | (table.index.get_level_values(1) == "S10")]
+    dataset = panels.rows(table)
+    model = HISTModel(d_feat=None, base_model="MLP", stock2concept=CONCEPTS, **SMALL).fit(dataset)
+    scores = model.predict(dataset)
+    assert np.isfinite(scores).all() and len(scores.loc["2020-03-03"]) == 1
+    wide = {**SMALL, "hidden_size": SMALL["hidden_size"] + 5}
+    base = LSTMModel(d_feat=None, batch_size=64, **wide).fit(dataset, save_path=tmp_path / "base.safetensors")
+    options = {"d_feat": None, "base_model": "LSTM", "stock2concept": CONCEPTS, **{**wide, "n_epochs": 0}}
+    model = HISTModel(model_path=tmp_path / "base.safetensors", **options).fit(dataset)
+    assert torch.equal(model.module_.rnn.weight_hh_l0, base.module_.rnn.weight_hh_l0)
+    assert not torch.equal(HISTModel(**options).fit(dataset).module_.rnn.weight_hh_l0, base.module_.rnn.weight_hh_l0)
 
 
 def test_hist_resumes_only_with_the_same_concepts(panels, tmp_path):
