@@ -92,11 +92,11 @@ def _against_size(axes: Axes, rows: list[dict], values: list[dict[str, float]], 
             continue
         (first, start), (last, end) = points[0], points[-1]
         axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=2 if name == "alphakernels" else 1.3, color=colour)
-        near = [other for other in ends.values() if other != end and 1 / 2 < other / end < 2]
-        aside = 0 if not near else 5 if end > near[0] else -5  # names of lines that end side by side
+        near = sorted((other for other in names if 1 / 2 < ends[other] / end < 2), key=ends.get, reverse=True)
+        aside = 0 if len(near) == 1 else 5 if near[0] == name else -5  # names of lines that end side by side
         axes.annotate(name, points[-1], xytext=(7, aside), textcoords="offset points", color=colour, fontsize=8, va="center")
         power = 2 if end / start > (last / first) ** 1.5 else 1
-        apart = 0.55 if power == 1 else 1.8
+        apart = 0.4 if power == 1 else 1.8
         if name == "alphakernels" or power == 2:
             axes.plot([first, last], [apart * end * (first / last) ** power, apart * end], color="black", lw=0.7, ls=":")
             axes.annotate("N" if power == 1 else "N²", (last, apart * end), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
