@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from alphakernels.cli import app
 from alphakernels.cli.demo import DEMOS
 from alphakernels.data import simulate_market
-from alphakernels.estimators import ALSTMModel, GRUModel, TabNetModel
+from alphakernels.estimators import ALSTMModel, GRUModel, LocalformerModel, TabNetModel
 from alphakernels.ops._library import OPS
 
 runner = CliRunner()
@@ -43,15 +43,17 @@ def test_demo_writes_what_it_says(tmp_path):
     assert TabNetModel.load(out / "model.safetensors").fitted
 
 
-def test_demo_of_a_sequence_model(tmp_path, monkeypatch):
-    monkeypatch.setitem(DEMOS, "alstm", replace(DEMOS["alstm"], lags=5))
-    arguments = ["demo", "--model", "alstm", "--out", str(tmp_path), "--epochs", "1", "--start", "2014-06", "--threads", "1", "--quiet"]
+@pytest.mark.parametrize("model", ["alstm", "localformer"])
+def test_demo_of_a_sequence_model(model, tmp_path, monkeypatch):
+    small = {**DEMOS[model].options, **({"d_model": 8, "dim_feedforward": 32} if model == "localformer" else {})}
+    monkeypatch.setitem(DEMOS, model, replace(DEMOS[model], lags=5, options=small))
+    arguments = ["demo", "--model", model, "--out", str(tmp_path), "--epochs", "1", "--start", "2014-06", "--threads", "1", "--quiet"]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output
     for part in ("training ", "test IC", "Rank IC", "compiled", "reference", "peak memory"):
         assert part in result.output
     assert (tmp_path / "report.png").read_bytes()[:4] == PNG
-    assert ALSTMModel.load(tmp_path / "model.safetensors").d_feat_ == 1
+    assert {"alstm": ALSTMModel, "localformer": LocalformerModel}[model].load(tmp_path / "model.safetensors").d_feat_ == 1
 
 
 @pytest.fixture

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 
 from alphakernels import estimators
 from alphakernels.data import PanelDataset, WindowDataset
-from alphakernels.estimators import Estimator
+from alphakernels.estimators import ALSTMModel, Estimator, LocalformerModel, TransformerModel
 from alphakernels.plotting import training_report
 from alphakernels.training import Callback, TrainingState, ic_by_day, ic_summary
 
 MODELS: dict[str, type[Estimator]] = {
     name.removesuffix("Model").lower(): getattr(estimators, name) for name in estimators.__all__ if name.endswith("Model")
 }
+ATTENTION_SAMPLES = 256  # looked at for the report
 PHASES = {"pretrain": "pretraining", "finetune": "fine-tuning", "train": "training"}
 
 
@@ -56,8 +58,11 @@ def finish(model: Estimator, dataset: PanelDataset | WindowDataset, record: Reco
     shown: dict[str, Any] = {"scored": (prediction, label)}
     if hasattr(model, "feature_importances"):
         shown = {"importances": model.feature_importances(dataset, "test")}
-    elif "alstm" == type(model).__name__.removesuffix("Model").lower():
+    elif isinstance(model, ALSTMModel):
         shown["attention"] = model.attention(dataset, "test")
+    elif isinstance(model, (LocalformerModel, TransformerModel)):
+        some = np.unique(np.linspace(0, len(prediction) - 1, ATTENTION_SAMPLES).astype(int))
+        shown["attention"] = model.attention(dataset, "test", some).xs(0, level="days back")  # of the latest day, head by head
     prediction.to_frame().assign(label=label).to_csv(out / "predictions.csv")
     model.save(out / "model.safetensors")
     what = "mean daily IC" if getattr(model, "metric", "") == "ic" else "loss"
