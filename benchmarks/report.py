@@ -1,6 +1,6 @@
 """Draws the README's figures from benchmarks/results.json and files the run as a record.
 
-    python benchmarks/report.py       # docs/speedups.png, docs/scale.png and benchmarks/records/<device>-<date>-<commit>.json
+    python benchmarks/report.py       # docs/{speedups,scale,sweep}.png and benchmarks/records/<device>-<date>-<commit>.json
 """
 
 from __future__ import annotations
@@ -8,51 +8,110 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 HERE = Path(__file__).parent
-# Rows of the figure: those with a target, each against the peer that the target names.
 COLOUR, BEHIND = "#0072B2", "#999999"
 PEERS = ("#D55E00", "#009E73", "#CC79A7")  # of the figure by size
 
 
-def bars(results: dict) -> list[tuple[str, str, float, float | None]]:
-    """(name, peer, ratio, target) of every row to draw."""
-    drawn = []
+# The speed-up figure's panels: title, and what its rows' names end with.
+PANELS = (
+    ("Training step", (" training step", " train")),
+    ("Inference", (" inference", " infer")),
+    ("An epoch of fit: training pass, evaluation of both sets", (", epoch of fit",)),
+    ("An op alone", (" fwd + bwd", " forward")),
+)
+PEAKS = "Peak memory of a training step"
+
+
+def bars(results: dict) -> dict[str, list[tuple[str, float, float | None]]]:
+    """Panel -> (label, ratio, target) of its rows: those with a target but for sweeps, and torch.compile's."""
+    drawn: dict[str, list[tuple[str, float, float | None]]] = {title: [] for title, _ in PANELS}
     for row in results["rows"]:
+        found = next(((title, end) for title, ends in PANELS for end in ends if row["name"].endswith(end)), None)
         for peer, ms in row["peers_ms"].items():
-            if peer in row["targets"] or peer in ("Qlib", "entmax exact", "Qlib torch.compile"):
-                drawn.append((row["name"], peer, ms / row["ours_ms"], row["targets"].get(peer)))
+            if found and peer != "torch.nn" and (peer in row["targets"] or "torch.compile" in peer):
+                name = row["name"] if found[0] == PANELS[-1][0] else row["name"].removesuffix(found[1])
+                drawn[found[0]].append((f"{name}  vs {peer}", ms / row["ours_ms"], row["targets"].get(peer)))
+    drawn[PEAKS] = []
     for peak in results.get("peaks", []):
-        drawn.append((peak["name"], f"{peak['peer']} (memory)", peak["theirs"] / peak["ours"], peak["target"]))
-    return [bar for bar in drawn if "scale" not in bar[0] and "16384" not in bar[0] and "[800" not in bar[0]]
+        name = peak["name"].replace(" training step", "").removesuffix(", peak")
+        drawn[PEAKS].append((f"{name}  vs {peak['peer']}", peak["theirs"] / peak["ours"], peak["target"]))
+    return {title: rows for title, rows in drawn.items() if rows}
 
 
 def draw(results: dict, path: Path) -> None:
     """Horizontal bars of the ratio of each peer's median to ours; a mark where the target lies."""
-    rows = bars(results)
-    figure = Figure(figsize=(8.6, 0.36 * len(rows) + 1.3), layout="constrained")
-    axes = figure.add_subplot()
-    for y, (_, _, ratio, target) in enumerate(rows):
-        axes.barh(y, ratio, color=COLOUR if ratio >= 1 else BEHIND, height=0.68)
-        axes.text(ratio * 1.04, y, f"{ratio:.1f}x" if ratio >= 3 else f"{ratio:.2f}x", va="center", fontsize=8)
-        if target is not None:
-            axes.plot([target, target], [y - 0.42, y + 0.42], color="#D55E00", lw=2)
-    axes.axvline(1, color="black", lw=0.8)
-    axes.set_xscale("log")
-    axes.set_xlim(0.3, max(r for *_, r, _ in rows) * 2)
-    axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5x", "1x", "2x", "5x", "10x", "20x"])
-    axes.set_yticks(range(len(rows)), [f"{name}  vs {peer}" for name, peer, _, _ in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("peer's median / ours (right of 1x: alphakernels is ahead); orange: target")
-    where = results["environment"]
-    axes.set_title(f"{where['device']}, {where['threads']} threads, torch {where['torch']}, fp32", fontsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    panels = bars(results)
+    heights = [len(rows) + 1.2 for rows in panels.values()]
+    figure = Figure(figsize=(9.4, 0.24 * sum(heights) + 0.9), layout="constrained")
+    every = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, (title, rows) in zip(every, panels.items(), strict=True):
+        for y, (_, ratio, target) in enumerate(rows):
+            axes.barh(y, ratio, color=COLOUR if ratio >= 1 else BEHIND, height=0.7)
+            beyond = ratio if target is None or not ratio < target < 1.4 * ratio else target  # the mark is not written over
+            axes.text(beyond * 1.04, y, f"{ratio:.1f}x" if ratio >= 3 else f"{ratio:.2f}x", va="center", fontsize=7.5)
+            if target is not None:
+                axes.plot([target, target], [y - 0.42, y + 0.42], color="#D55E00", lw=2)
+        axes.axvline(1, color="black", lw=0.8)
+        axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=7.5)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_title(title, fontsize=9, loc="left", fontweight="bold")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    last = every[-1]
+    last.set_xscale("log")
+    last.set_xlim(0.3, 2 * max(ratio for rows in panels.values() for _, ratio, _ in rows))
+    last.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5x", "1x", "2x", "5x", "10x", "20x", "50x", "100x"])
+    figure.supxlabel("peer's median (of memory: peak) / ours; right of 1x alphakernels is ahead; orange: target", fontsize=8)
+    figure.suptitle(where_measured(results), fontsize=9)
     path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def where_measured(results: dict) -> str:
+    where = results["environment"]
+    return f"{where['device']}, {where['threads']} threads, torch {where['torch']}, fp32"
+
+
+def draw_sweep(results: dict, path: Path) -> None:
+    """Recurrent stacks of every size against torch.nn's own: the ratio by hidden size, coloured by batch, T by marker."""
+    pattern = re.compile(r"(GRU|LSTM) H (\d+) B (\d+) T (\d+) (.+)")
+    found = [(pattern.fullmatch(row["name"]), row) for row in results["rows"] if "torch.nn" in row["peers_ms"]]
+    points = [(*m.groups(), row["peers_ms"]["torch.nn"] / row["ours_ms"]) for m, row in found if m]
+    if not points:
+        return
+    hidden, batches, steps = (sorted({int(point[i]) for point in points}) for i in (1, 2, 3))
+    colours = dict(zip(batches, colormaps["viridis"](np.linspace(0, 0.9, len(batches))), strict=True))
+    markers = dict(zip(steps, "osD^v", strict=False))
+    figure = Figure(figsize=(9.4, 6.4), layout="constrained")
+    for axes, (cell, what) in zip(
+        figure.subplots(2, 2, sharex=True, sharey=True).flat, product(("GRU", "LSTM"), ("inference", "forward + backward")), strict=True
+    ):
+        for _, h, b, t, _, ratio in (point for point in points if (point[0], point[4]) == (cell, what)):
+            x = hidden.index(int(h)) + 0.1 * (batches.index(int(b)) - (len(batches) - 1) / 2)
+            axes.plot(x, ratio, marker=markers[int(t)], ms=5, color=colours[int(b)], alpha=0.85, lw=0)
+        axes.axhline(1, color="black", lw=0.8)
+        axes.set_yscale("log")
+        axes.set_yticks([1, 2, 5, 10, 20], ["1x", "2x", "5x", "10x", "20x"])
+        axes.set_xticks(range(len(hidden)), hidden)
+        axes.set_title(f"{cell}, {what}", fontsize=10, loc="left")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    handles = [Line2D([], [], color=colours[b], marker="o", lw=0, label=f"B {b}") for b in batches]
+    handles += [Line2D([], [], color="grey", marker=markers[t], lw=0, label=f"T {t}") for t in steps]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+    figure.supxlabel("hidden size", fontsize=9)
+    figure.supylabel("torch.nn's median / ours", fontsize=9)
+    figure.suptitle(f"Two layers against torch.nn. {where_measured(results)}", fontsize=9)
     figure.savefig(path, dpi=130)
 
 
@@ -76,8 +135,7 @@ def draw_scale(results: dict, path: Path) -> None:
         _against_size(time, rows, [{"alphakernels": row["ours_ms"], **row["peers_ms"]} for row in rows], "median time [ms]")
         _against_size(memory, rows, [{who: b / 1e6 for who, b in row["peak_bytes"].items()} for row in rows], "peak memory [MB]")
         time.set_title(name, fontsize=10, loc="left")
-    where = results["environment"]
-    figure.suptitle(f"{where['device']}, {where['threads']} threads, torch {where['torch']}, fp32", fontsize=9)
+    figure.suptitle(where_measured(results), fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=130)
 
@@ -121,6 +179,7 @@ def main() -> None:
     shutil.copy(source, record)
     draw(results, HERE.parent / "docs" / "speedups.png")
     draw_scale(results, HERE.parent / "docs" / "scale.png")
+    draw_sweep(results, HERE.parent / "docs" / "sweep.png")
     print(record)
 
 
