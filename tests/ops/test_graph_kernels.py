@@ -64,7 +64,7 @@ def whole(n, low, high, seed):
     return torch.randint(low, high, (n,), generator=torch.Generator().manual_seed(seed)).float()
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("slope", [0.0, 0.3])
 def test_ties_on_the_kink(triton_device, way, slope):
     check(*attention(slope=slope), (whole(90, -2, 3, 0), whole(90, -2, 3, 1), randn(90, 3)), triton_device)
 
