@@ -12,6 +12,8 @@ from . import reference
 
 MEMORY = ("auto", "low")
 MAX_STEPS = 512  # a head's scores live in one tile
+TRITON_WIDTH = 512  # in half precision, 256 in float32: a tile of tokens and one of weights share 99 KB of a GPU's memory
+_TRITON = "alphakernels.ops.local_encoder_layer.triton"
 
 
 def _fake(x, weights, mask, seed, heads, dropout, eps, want_u, keep):
@@ -55,6 +57,7 @@ LOCAL_ENCODER_LAYER = define(
     "-> (Tensor, Tensor, Tensor)",
     fake=_fake,
     formula=Formula(_setup, _backward),
+    triton=_TRITON,
 )
 
 
@@ -67,6 +70,7 @@ define(
     "(Tensor grad, Tensor? grad_u, Tensor x, Tensor[] weights, Tensor? mask, Tensor? seed, Tensor u, Tensor kept, int heads, "
     "float dropout, float eps, bool x_needs_grad) -> (Tensor, Tensor)",
     fake=_fake_backward,
+    triton=_TRITON,
 )
 
 
@@ -86,6 +90,19 @@ def _check(x: Tensor, weights: list[Tensor], mask: Tensor | None, heads: int, dr
     _checks.require(mask is None or not mask.requires_grad, op, "mask", "without gradient", "one that requires it")
     _checks.require(0 <= dropout <= 1, op, "dropout", "a probability", dropout)
     _checks.require(memory in MEMORY, op, "memory", "'auto' or 'low'", repr(memory))
+
+
+def triton_limit(width: int, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernel cannot take rows of `width` elements, or None."""
+    most = TRITON_WIDTH // max(dtype.itemsize // 2, 1)
+    return f"the triton kernel takes d up to {most} in {str(dtype).removeprefix('torch.')}, x has {width}" if width > most else None
+
+
+def _torch_is_better(x: Tensor) -> str | None:
+    steps, width = x.shape[1:]
+    if steps > MAX_STEPS:
+        return f"the kernels take up to {MAX_STEPS} steps, x has {steps}"
+    return triton_limit(width, x.dtype) if x.is_cuda else None
 
 
 def causal_mask(steps: int, like: Tensor) -> Tensor:
@@ -161,7 +178,8 @@ def local_encoder_layer(
     Returns:
         y [B, T, d] in x's dtype; (y, u) with `return_conv`.
 
-    T beyond 512, and tensors that there is no kernel for, run on torch's own; `explain` says so.
+    T beyond 512, on a GPU d beyond 256 (512 in half precision), and tensors that there is no kernel for, run on torch's own; `explain`
+    says so.
 
     Raises:
         TypeError: x is not floating point; parameters of another dtype.
@@ -198,7 +216,7 @@ def local_encoder_layer(
         float(eps),
         want_u,
         keep,
-        torch_is_better=lambda: f"the kernels take up to {MAX_STEPS} steps, x has {steps}" if steps > MAX_STEPS else None,
+        torch_is_better=lambda: _torch_is_better(x),
         native=_by_torch,
     )
     return (y, u) if return_conv else y
