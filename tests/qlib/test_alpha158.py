@@ -19,7 +19,6 @@ from alphakernels.data import ALPHA158, alpha158, simulate_market  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 import provider  # noqa: E402
 
-
 # In a process of its own: Qlib is not initialised twice where it records.
 SCRIPT = """
 import sys, qlib
