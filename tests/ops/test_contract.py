@@ -48,12 +48,13 @@ def test_parity(case, route):
     dtypes = {"cpp": (torch.float32, torch.float64), "triton": (torch.float32,)}[backend]
     if device == "cuda":
         dtypes += (torch.bfloat16, torch.float16)
+    tolerances = {torch.float32: case.tolerance, torch.bfloat16: case.half_tolerance, torch.float16: case.half_tolerance}
     for dtype in dtypes:
         inputs = case.inputs(dtype, device, seed=1)
         actual = outputs_and_gradients(case.call, inputs, case.needs_grad)
         assert all(t.dtype == dtype for t in all_of(actual).values())
         expected = outputs_and_gradients(case.reference, float64(inputs), case.needs_grad)
-        compare(case, actual, expected, dtype=dtype, tolerance=case.tolerance if dtype == torch.float32 else None)
+        compare(case, actual, expected, dtype=dtype, tolerance=tolerances.get(dtype))
 
 
 @pytest.mark.parametrize("case", [c for c in cases("contract") + cases("benchmark") if "65536" not in c.id], ids=str)

@@ -226,18 +226,9 @@ def local_encoder_layer_backward(
     dqkv = torch.empty_like(qkv)
     # One stage where there are loops: their operands fill the registers.
     layer.attention(
-        attend_backward,
-        layer.blocks.backward,
-        qkv,
-        layer.mask,
-        mixed,
-        dmixed,
-        *statistics,
-        dqkv,
-        WHOLE=whole,
-        num_stages=1,
+        attend_backward, layer.blocks.backward, qkv, layer.mask, mixed, dmixed, *statistics, dqkv, WHOLE=whole, num_stages=1,
         num_warps=layer.blocks.backward_warps,
-    )
+    )  # fmt: skip
     del qkv, mixed, dmixed
     dqkv = dqkv.view(-1, 3 * d)
     gradients["in_proj_weight"], gradients["in_proj_bias"] = dqkv.t() @ s.view(-1, d), dqkv.sum(0)

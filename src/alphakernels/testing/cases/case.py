@@ -32,6 +32,7 @@ class Case:
     needs_grad: tuple[str, ...]
     purpose: str = "contract"  # or "gradcheck": a few elements, away from kinks; or "benchmark"
     tolerance: Tolerance | None = None  # for float32, where the case itself magnifies rounding
+    half_tolerance: Tolerance | None = None  # for bfloat16 and float16, where the op itself magnifies rounding
     # Under autocast the op does what torch's own does (a matrix product in half precision) in place of computing in float32.
     follows_autocast: bool = False
     # Elements that forward and backward must move, each tensor once.

@@ -8,6 +8,7 @@ from ... import ops
 from ...ops import _random
 from ...ops.local_encoder_layer import reference
 from ...ops.local_encoder_layer.op import causal_mask
+from ..tolerances import Tolerance
 from .case import BadInput, Case, Inputs
 
 _SEED = torch.tensor(20170612)
@@ -84,6 +85,9 @@ def _case(
         call=call,
         reference=by_reference,
         eager=eager,
+        # Two norms and a softmax magnify what each intermediate tensor loses, and a hidden value at the ReLU's kink falls on either side
+        # of it: torch's layer in bfloat16 errs as much. Away from the kink, test_local_encoder_layer is strict.
+        half_tolerance=Tolerance(5e-2, 0.25),
         needs_grad=("x", *shapes),
         traffic=lambda i: (size * (2 + conv) + held, size * (3 + conv) + 2 * held),
         **more,
