@@ -28,7 +28,8 @@ def test_interpreted_kernels_keep_the_contract():
         "interpreted and (parity or strided or never_written or every_output or opcheck or graph_kernels"
         " or (local_encoder_layer and (around_the_tiles or kernel or attends_to_nothing)))"
         # The interpreter takes seconds for these: once is enough, and test_graph_kernels has its own of many tiles.
-        " and not attention-300 and not ((strided or never_written or every_output) and (attention-more or concepts-more or layer-long))",
+        " and not attention-300 and not ((strided or never_written or every_output)"
+        " and (attention-more or concepts-more or layer-long or layer-several or layer-one))",
     ]
     done = subprocess.run(
         [*command, *(str(HERE / f"test_{name}.py") for name in ("contract", "contract_torch", "graph_kernels", "local_encoder_layer"))],
