@@ -79,6 +79,9 @@ def _check(x: Tensor, weights: list[Tensor], mask: Tensor | None, heads: int, dr
     _checks.require_float(op, "x", x)
     _checks.require_rank(op, "x", x, 3, "[B, T, d]")
     _, steps, width = x.shape
+    first = weights[0]
+    if isinstance(first, Tensor) and first.dim() == 2:  # of the two that do not fit, x is likelier the wrong one
+        _checks.require(width == first.shape[1], op, "x", f"of d = {first.shape[1]} columns, as in_proj_weight has", list(x.shape))
     _checks.require(heads >= 1 and width > 0 and width % heads == 0, op, "heads", f"a divisor of d = {width}", heads)
     linear1 = weights[4]
     _checks.require(isinstance(linear1, Tensor) and linear1.dim() == 2, op, "linear1_weight", "of shape [f, d]", linear1)

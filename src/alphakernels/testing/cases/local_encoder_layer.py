@@ -126,7 +126,7 @@ _bad = [
     ("rank", _call(torch.zeros(3, 4)), ValueError, r"x must be of shape \[B, T, d\], got \[3, 4\]"),
     ("dtype", _call(torch.zeros(2, 3, 4).long()), TypeError, "x must be a floating-point tensor, got torch.int64"),
     ("heads", _call(heads=3), ValueError, "heads must be a divisor of d = 4, got 3"),
-    ("width", _call(torch.zeros(2, 3, 6)), ValueError, r"in_proj_weight must be of shape \[18, 6\], got \[12, 4\]"),
+    ("width", _call(torch.zeros(2, 3, 6)), ValueError, r"x must be of d = 4 columns, as in_proj_weight has, got \[2, 3, 6\]"),
     (
         "hidden width",
         _call(change={"linear2_weight": torch.zeros(4, 6)}),
