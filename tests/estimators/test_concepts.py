@@ -28,6 +28,7 @@ def test_every_form(tmp_path):
     for arguments in (
         (FRAME,),
         ({"A": ["oil", "big"], "B": "tech"},),
+        (pd.Series({"A": ["oil", "big"], "B": "tech"}),),
         (tmp_path / "m.csv",),
         (MATRIX, {"A": 0, "B": 2}),
         (MATRIX, pd.Series({"A": np.int64(0), "B": np.int64(2)})),
@@ -35,7 +36,7 @@ def test_every_form(tmp_path):
         (str(tmp_path / "m.npy"), tmp_path / "i.csv"),
     ):
         found = of_rows(Concepts.read(*arguments))
-        columns = [1, 2, 0] if isinstance(arguments[0], dict) else [0, 1, 2]  # a dict's concepts go by name: big, oil, tech
+        columns = [1, 2, 0] if isinstance(arguments[0], (dict, pd.Series)) else [0, 1, 2]  # a dict's concepts go by name: big, oil, tech
         np.testing.assert_array_equal(found[:, columns], EXPECTED)
 
 

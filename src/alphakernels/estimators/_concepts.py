@@ -44,7 +44,7 @@ class Concepts:
         """Reads the two arguments of HIST.
 
         Args:
-            stock2concept: a frame, stocks x concepts; a dict from a stock to its concept or concepts; a CSV file of the frame,
+            stock2concept: a frame, stocks x concepts; a dict or Series from a stock to its concept or concepts; a CSV file of the frame,
                 stocks in its first column; or a matrix [R, K], as an array or in an .npy file (Qlib's format), with stock_index.
             stock_index: a stock's row in the matrix: a dict or Series, a CSV file of two columns (stock, row), or Qlib's .npy
                 file, which holds a pickled dict; nothing but plain values is unpickled from it.
@@ -58,6 +58,8 @@ class Concepts:
             raise ValueError("stock2concept must say which stocks belong to which concepts, got None: give a frame, a dict or a file")
         if isinstance(stock2concept, (str, os.PathLike)):
             stock2concept = _file("stock2concept", stock2concept)
+        if isinstance(stock2concept, pd.Series):
+            stock2concept = stock2concept.to_dict()
         if isinstance(stock2concept, Mapping):
             stock2concept = _frame(stock2concept)
         if isinstance(stock2concept, pd.DataFrame):
