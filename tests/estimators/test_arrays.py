@@ -18,14 +18,6 @@ TABNET = {
 GRU = {"d_feat": 2, "hidden_size": 4, "num_layers": 1, "n_epochs": 2, "batch_size": 40, "GPU": -1, "seed": 0, "progress": False}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def panel(seed=0):
     rng = np.random.default_rng(seed)
     index = pd.MultiIndex.from_product([pd.bdate_range("2020-01-01", periods=20), list("CABDEFGHI")], names=["datetime", "instrument"])

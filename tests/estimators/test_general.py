@@ -17,14 +17,6 @@ from alphakernels.training import Callback, CheckpointError, load_tensors
 NET = {"pt_model_uri": MLPNet, "pt_model_kwargs": {"input_dim": 3, "layers": (8,)}, "GPU": -1, "progress": False, "seed": 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def data(rows=400, seed=0):
     x = np.random.default_rng(seed).normal(size=(rows, 3)).astype(np.float32)
     return x, x[:, 0] - 0.5 * x[:, 1]

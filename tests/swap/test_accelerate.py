@@ -22,14 +22,6 @@ tab_network = pytest.importorskip("pytorch_tabnet.tab_network")
 FEATURES = 11
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def network(groups=None, **options):
     torch.manual_seed(3)
     groups = torch.eye(FEATURES) if groups is None else groups

@@ -15,14 +15,6 @@ from alphakernels import accelerate, restore
 from alphakernels.swap._swapped import Swapped
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Market(nn.Module):
     """Windows of two kinds of features, one recurrence shared by both."""
 
