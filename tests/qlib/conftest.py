@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -59,3 +60,19 @@ def in_float64() -> Callable[[bool], AbstractContextManager[None]]:
             torch.set_default_dtype(torch.float32)
 
     return context
+
+
+class _RowsOfQlib:
+    def __init__(self, table: pd.DataFrame, segments: dict[str, tuple[str, str]]) -> None:
+        self.table, self.segments = table, segments
+
+    def prepare(self, segments, col_set, data_key=None):
+        if not isinstance(segments, str):
+            return [self.prepare(segment, col_set, data_key) for segment in segments]
+        return self.table.loc[slice(*self.segments[segments]), col_set].copy()
+
+
+@pytest.fixture
+def rows_of_qlib() -> type[_RowsOfQlib]:
+    """What Qlib's in-memory models ask of a DatasetH: rows_of_qlib(frame, segments)."""
+    return _RowsOfQlib

@@ -40,18 +40,6 @@ def frame(instruments=17, missing=0.2):
     return table[rng.random(len(table)) >= missing]
 
 
-class RowsOfQlib:
-    segments = SEGMENTS
-
-    def __init__(self, table):
-        self.table = table
-
-    def prepare(self, segments, col_set, data_key=None):
-        if not isinstance(segments, str):
-            return [self.prepare(segment, col_set, data_key) for segment in segments]
-        return self.table.loc[slice(*SEGMENTS[segments]), col_set].copy()
-
-
 @pytest.fixture
 def base(tmp_path, monkeypatch):
     """A file with a base's weights, and Qlib's modules made to read it at these sizes."""
@@ -81,20 +69,20 @@ def compare(model, theirs, data, their_data, folder):
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_gats(kind, base, tmp_path, in_float64):
+def test_gats(kind, base, tmp_path, in_float64, rows_of_qlib):
     table = frame()
     with in_float64():
         module, path = base("pytorch_gats", kind)
         options = {**OPTIONS, "base_model": kind, "model_path": path}
         ours = estimators.GATsModel(**options, progress=False)
-        compare(ours, module.GATs(**options), PanelDataset(table, segments=SEGMENTS), RowsOfQlib(table), tmp_path)
+        compare(ours, module.GATs(**options), PanelDataset(table, segments=SEGMENTS), rows_of_qlib(table, SEGMENTS), tmp_path)
         loaded = estimators.GATsModel(**options).load_qlib_checkpoint(tmp_path / "model.pt", FIELDS * LAGS)
         data = PanelDataset(table, segments=SEGMENTS)
         np.testing.assert_allclose(loaded.predict(data), ours.predict(data), rtol=SCORES, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_hist(kind, base, tmp_path, in_float64, monkeypatch):
+def test_hist(kind, base, tmp_path, in_float64, monkeypatch, rows_of_qlib):
     table = frame()
     stocks = sorted(table.index.levels[1])
     matrix = (np.random.default_rng(2).random((734, 6)) < 0.4).astype(np.float32)
@@ -109,4 +97,4 @@ def test_hist(kind, base, tmp_path, in_float64, monkeypatch):
             "stock2concept": str(tmp_path / "concepts.npy"), "stock_index": str(tmp_path / "index.npy"),
         }  # fmt: skip
         ours = estimators.HISTModel(**options, default_row=733, progress=False)
-        compare(ours, module.HIST(**options), PanelDataset(table, segments=SEGMENTS), RowsOfQlib(table), tmp_path)
+        compare(ours, module.HIST(**options), PanelDataset(table, segments=SEGMENTS), rows_of_qlib(table, SEGMENTS), tmp_path)

@@ -44,20 +44,6 @@ def frame(missing=0.0, instruments=31):
     return table[rng.random(len(table)) >= missing]
 
 
-class RowsOfQlib:
-    """What Qlib's in-memory models ask of a DatasetH."""
-
-    segments = SEGMENTS
-
-    def __init__(self, table):
-        self.table = table
-
-    def prepare(self, segments, col_set, data_key=None):
-        if not isinstance(segments, str):
-            return [self.prepare(segment, col_set, data_key) for segment in segments]
-        return self.table.loc[slice(*SEGMENTS[segments]), col_set].copy()
-
-
 class WindowsOfQlib:
     """What its time-series models ask of a TSDatasetH: real samplers, over the days that a TSDatasetH hands them."""
 
@@ -112,16 +98,17 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("name", "module", "cls", "options"), ROWS, ids=lambda value: value if isinstance(value, str) else "")
-def test_rows(name, module, cls, options, tmp_path, in_float64, monkeypatch):
+def test_rows(name, module, cls, options, tmp_path, in_float64, monkeypatch, rows_of_qlib):
     table = frame()
     ours = getattr(estimators, name), {**options, "d_feat": FIELDS, "progress": False}
     theirs = qlib_class(module, cls, monkeypatch), {**options, "d_feat": FIELDS}
     data = PanelDataset(table, segments=SEGMENTS)
     exact = name != "SFMModel"  # Qlib's SFM mixes its dtypes up and runs in float32 only
-    model, their_model = compare(ours, theirs, data, RowsOfQlib(table), tmp_path, in_float64, exact, SCORES if exact else 1e-4)
+    model, their_model = compare(ours, theirs, data, rows_of_qlib(table, SEGMENTS), tmp_path, in_float64, exact, SCORES if exact else 1e-4)
     with in_float64(exact):
         loaded = ours[0](**ours[1]).load_qlib_checkpoint(tmp_path / "model.pt", FIELDS * LAGS)
-        pd.testing.assert_series_equal(loaded.predict(data), their_model.predict(RowsOfQlib(table)).rename("score"), check_dtype=False)
+        expected = their_model.predict(rows_of_qlib(table, SEGMENTS)).rename("score")
+        pd.testing.assert_series_equal(loaded.predict(data), expected, check_dtype=False)
 
 
 TWINS = [row for row in ROWS if row[0] != "SFMModel" and "optimizer" not in row[3]]
@@ -164,10 +151,10 @@ def test_windows_with_gaps_and_weights(tmp_path, in_float64, monkeypatch):
     np.testing.assert_allclose(scores["train"], their_scores["train"], rtol=CURVE)
 
 
-def test_rows_without_label_as_qlibs_gru_treats_them(tmp_path, in_float64, monkeypatch):
+def test_rows_without_label_as_qlibs_gru_treats_them(tmp_path, in_float64, monkeypatch, rows_of_qlib):
     table = frame(instruments=40)
     table.iloc[np.random.default_rng(1).random(len(table)) < 0.2, -1] = np.nan
     options = {**RECURRENT, "batch_size": 100, "d_feat": FIELDS}
     ours = estimators.GRUModel, {**options, "progress": False, "drop_tail": True}
     theirs = qlib_class("pytorch_gru", "GRU", monkeypatch), options
-    compare(ours, theirs, PanelDataset(table, segments=SEGMENTS), RowsOfQlib(table), tmp_path, in_float64)
+    compare(ours, theirs, PanelDataset(table, segments=SEGMENTS), rows_of_qlib(table, SEGMENTS), tmp_path, in_float64)

@@ -26,9 +26,31 @@ class _EncoderModel(NetworkEstimator):
     _network_parameters = ("d_model", "nhead", "num_layers", "dropout", "dim_feedforward", "memory")
     _run_parameters = NetworkEstimator._run_parameters | {"memory"}
 
-    d_model: int
-    nhead: int
-    num_layers: int
+    def __init__(
+        self,
+        d_feat: int | None = 20,
+        d_model: int = 64,
+        batch_size: int = 2048,
+        nhead: int = 2,
+        num_layers: int = 2,
+        dropout: float = 0,
+        n_epochs: int = 100,
+        lr: float = 0.0001,
+        metric: str = "",
+        early_stop: int = 5,
+        loss: str = "mse",
+        optimizer: str = "adam",
+        reg: float = 1e-3,
+        n_jobs: int = 10,
+        GPU: int | str | torch.device = 0,
+        seed: int | None = None,
+        dim_feedforward: int = 2048,
+        memory: Literal["auto", "low"] = "auto",
+        missing: Literal["error", "fill"] = "error",
+        drop_tail: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        self._initialise(locals())
 
     def _initialise(self, parameters: dict[str, Any]) -> None:
         super()._initialise(parameters)
@@ -129,32 +151,6 @@ class LocalformerModel(_EncoderModel):
 
     _network_class = LocalformerNet
 
-    def __init__(
-        self,
-        d_feat: int | None = 20,
-        d_model: int = 64,
-        batch_size: int = 2048,
-        nhead: int = 2,
-        num_layers: int = 2,
-        dropout: float = 0,
-        n_epochs: int = 100,
-        lr: float = 0.0001,
-        metric: str = "",
-        early_stop: int = 5,
-        loss: str = "mse",
-        optimizer: str = "adam",
-        reg: float = 1e-3,
-        n_jobs: int = 10,
-        GPU: int | str | torch.device = 0,
-        seed: int | None = None,
-        dim_feedforward: int = 2048,
-        memory: Literal["auto", "low"] = "auto",
-        missing: Literal["error", "fill"] = "error",
-        drop_tail: bool = False,
-        progress: bool | None = None,
-    ) -> None:
-        self._initialise(locals())
-
 
 class TransformerModel(_EncoderModel):
     """The Transformer's encoder (Vaswani et al. 2017, arXiv:1706.03762) and a linear layer on its last day.
@@ -163,29 +159,3 @@ class TransformerModel(_EncoderModel):
     """
 
     _network_class = TransformerNet
-
-    def __init__(
-        self,
-        d_feat: int | None = 20,
-        d_model: int = 64,
-        batch_size: int = 2048,
-        nhead: int = 2,
-        num_layers: int = 2,
-        dropout: float = 0,
-        n_epochs: int = 100,
-        lr: float = 0.0001,
-        metric: str = "",
-        early_stop: int = 5,
-        loss: str = "mse",
-        optimizer: str = "adam",
-        reg: float = 1e-3,
-        n_jobs: int = 10,
-        GPU: int | str | torch.device = 0,
-        seed: int | None = None,
-        dim_feedforward: int = 2048,
-        memory: Literal["auto", "low"] = "auto",
-        missing: Literal["error", "fill"] = "error",
-        drop_tail: bool = False,
-        progress: bool | None = None,
-    ) -> None:
-        self._initialise(locals())
