@@ -115,37 +115,6 @@ def test_other_columns_when_predicting():
         TabNetModel(**TABNET).fit(x, x[:, :1])
 
 
-@pytest.mark.filterwarnings("ignore:Estimator GeneralPTNN does not inherit", "ignore:.*occurred during set_params")
-def test_scikit_learns_checks():
-    checks = pytest.importorskip("sklearn.utils.estimator_checks")
-    from sklearn.model_selection import GridSearchCV
-
-    model = GeneralPTNN(pt_model_uri=Small, n_epochs=30, batch_size=32, lr=0.05, variant="paper", seed=0, GPU=-1, progress=False)
-    expected = {
-        "check_do_not_raise_errors_in_init_or_set_params": "bad arguments are refused at once, by name",
-        "check_regressors_int": "a network trained on float32 is as exact as that",
-    }
-    results = checks.check_estimator(model, on_fail=None, on_skip=None, expected_failed_checks=expected)
-    failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
-    assert not failed, failed
-    assert sum(r["status"] == "passed" for r in results) > 35
-    x = np.random.default_rng(0).normal(size=(60, 4))
-    search = GridSearchCV(model.set_params(n_epochs=3), {"lr": [0.01, 0.05]}, cv=2).fit(x, x[:, 0])
-    assert search.best_estimator_.fitted
-
-
-class Small(torch.nn.Module):
-    """Takes any number of features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = torch.nn.LazyLinear(16)
-        self.out = torch.nn.Linear(16, 1)
-
-    def forward(self, x):
-        return self.out(torch.tanh(self.hidden(x)))
-
-
 def test_networks_by_class_with_arrays():
     x = np.random.default_rng(0).normal(size=(300, 3))
     options = {"pt_model_uri": MLPNet, "pt_model_kwargs": {"input_dim": 3, "layers": (16,)}, "batch_size": 50, "lr": 0.02, "seed": 1}

@@ -211,7 +211,12 @@ def r2(label: Sequence[float], prediction: np.ndarray) -> float:
 
 
 class SklearnInterface:
-    """What scikit-learn asks of a regressor beside fit, predict and its parameters."""
+    """What scikit-learn asks of a regressor beside fit, predict and its parameters.
+
+    Of its `check_estimator` three rules do not hold, on purpose: a bad argument is refused by the constructor already; the score of a
+    row may depend on the rows predicted with it (GATs, HIST: on those of its day); and HIST needs to know which stock a row is of, so
+    that rows without `instruments` are not to be shuffled.
+    """
 
     _estimator_type = "regressor"
 

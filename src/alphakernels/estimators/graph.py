@@ -126,6 +126,7 @@ class HISTModel(_DayModel):
 
     _network_class = HISTNet
     _network_parameters = ("hidden_size", "num_layers", "dropout", "base_model")
+    concepts_: Concepts | None = None
 
     def __init__(
         self,
@@ -151,7 +152,6 @@ class HISTModel(_DayModel):
         progress: bool | None = None,
     ) -> None:
         self._initialise(locals())
-        self.concepts_: Concepts | None = None
 
     def _prepare(self, context: FitContext) -> None:
         self.concepts_ = Concepts.read(self.stock2concept, self.stock_index, self.default_row)
