@@ -103,7 +103,7 @@ def run(
         if "vbs" in options:
             options["vbs"] = max(2, batch_size // 2)
     if demo.before is not None:
-        demo.before(estimator, options, stocks)
+        demo.before(estimator, options, stocks, epochs)
     dataset: PanelDataset = sample_panel(lags=demo.lags, start=start or demo.start)
     typer.echo(f"data       {dataset}")
     network = estimator(**options)

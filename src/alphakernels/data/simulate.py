@@ -3,7 +3,7 @@
 Of instrument i and day t, r is the log return of the close, m a market move common to all, and two signals are planted:
 
     raw[t, i]  = -(log c[t, i] - log c[t-5, i]) / sqrt(5) + (log c[t-5, i] - log c[t-20, i]) / sqrt(15)
-    mood[t, g] = the mean over the instruments of sector g of log c[t, i] - log c[t-5, i]
+    mood[t, g] = the mean over the instruments of sector g of log c[t, i] - log c[t-1, i]
     s[t, i]    = raw[t, i], standardised
     x[t, i]    = s[t, i] * mood[t, g(i)], standardised
     r[t+2, i]  = m[t+2] + volatility * (signal * s[t, i] + cross_signal * x[t, i] + sqrt(1 - signal^2 - cross_signal^2) * e[t+2, i])
@@ -13,7 +13,8 @@ variance; `sector_share` of it is common to the instruments of a sector, where t
 
 s is temporal: what reversal over a week and momentum over the month before it foresee, a function of an instrument's latest 21
 closes. x is cross-sectional: the same pattern, which pays or costs by how the instrument's sector (the whole market, where there
-is one sector only) has lately moved. One instrument's own prices say little of that; the others' prices say it all.
+is one sector only) has moved on the day. One instrument's own prices say little of that; the others' prices say it all. A mood
+lasts a day, so that a training on some hundred days sees some hundred of them.
 
 Since e is independent of both and all have unit variance, the correlation over i of s[t] with r[t+2] is `signal` in expectation
 on every day (where only s is planted; that of x is `cross_signal` where only x is), but for terms of the order 1 / instruments.
@@ -33,6 +34,7 @@ from alphakernels.data.index import PanelIndex
 
 REVERSAL_DAYS = 5
 MOMENTUM_DAYS = 20
+MOOD_DAYS = 1
 DELAY = 2  # days from a signal to the close that ends the return it foresees
 
 BARS = ("open", "high", "low", "close", "vwap", "volume")
@@ -168,7 +170,7 @@ def _closes(
             week = log_close[t] - log_close[t - REVERSAL_DAYS]
             month_before = log_close[t - REVERSAL_DAYS] - log_close[t - MOMENTUM_DAYS]
             planted[t] = _standardised(month_before / np.sqrt(MOMENTUM_DAYS - REVERSAL_DAYS) - week / np.sqrt(REVERSAL_DAYS))
-            mood = np.bincount(sector, weights=week) / sizes  # [sectors]
+            mood = np.bincount(sector, weights=log_close[t] - log_close[t - MOOD_DAYS]) / sizes  # [sectors]
             crossed[t] = _standardised(planted[t] * mood[sector])
     return log_close, planted, crossed
 
