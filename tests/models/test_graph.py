@@ -9,6 +9,7 @@ import torch
 
 import alphakernels as ak
 from alphakernels.models import GATsNet, HISTNet
+from alphakernels.ops._days import on_device
 from alphakernels.testing import Tolerance, assert_close
 
 F, T, K = 3, 5, 7
@@ -86,6 +87,13 @@ def test_days_in_one_call_are_days_apart(cls, backend):
             grads.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
     for name, grad in grads[0].items():
         assert_close(name, grad, grads[1][name], tolerance=Tolerance(1e-4, 1e-5, 1e-6))
+
+
+def test_offsets_travel_to_where_the_rows_are():
+    offsets = torch.tensor([0, 5, 12])
+    assert on_device(offsets, torch.device("cpu")) is offsets
+    assert on_device(None, torch.device("meta")) is None
+    assert on_device(offsets, torch.device("meta")).device.type == "meta"
 
 
 @BOTH

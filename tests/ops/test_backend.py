@@ -45,6 +45,24 @@ def test_half_precision_on_the_cpu_falls_back_and_says_why():
     assert "  not cpp: " in str(explanation) and "plain PyTorch on cpu, bfloat16" in str(explanation)
 
 
+def test_triton_launches_on_the_gpu_of_its_tensors(monkeypatch):
+    entered = []
+
+    class Guard:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __enter__(self):
+            entered.append(self.tensor)
+
+        def __exit__(self, *error):
+            entered.append(None)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    assert _library._launch(lambda number, x, y: entered[-1] is x, (1, X, X + 1))
+    assert len(entered) == 2 and entered[1] is None
+
+
 def test_the_reference_on_request():
     with ak.use_backend("reference"):
         explanation = ak.explain(ops.sparsemax, X)

@@ -6,7 +6,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,9 +34,13 @@ class Concepts:
         row = self.stocks.get_indexer(pd.Index(index.levels[level].astype(str)))
         return np.where(row < 0, len(self.stocks), row)[np.asarray(index.codes[level])]
 
+    def to(self, device: torch.device) -> Concepts:
+        """These concepts with their matrix on `device`; themselves where it is there."""
+        return self if self.matrix.device == device else replace(self, matrix=self.matrix.to(device))
+
     def digest(self) -> str:
         """Tells concepts apart, for the fingerprint of a run."""
-        total = zlib.crc32(self.matrix.numpy(), zlib.crc32("\n".join(self.stocks).encode()))
+        total = zlib.crc32(self.matrix.cpu().numpy(), zlib.crc32("\n".join(self.stocks).encode()))
         return f"{len(self.stocks)} stocks, {self.matrix.shape[1]} concepts, crc32 {total:08x}"
 
     @classmethod

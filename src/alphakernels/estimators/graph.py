@@ -165,7 +165,8 @@ class HISTModel(_DayModel):
         return {"stock": self.concepts_.positions(rows.index)}
 
     def _scores(self, module: nn.Module, batch: Batch) -> Tensor:
-        concepts = self.concepts_.matrix.to(batch.x.device)[batch.extras["stock"]]  # [B, K]
+        self.concepts_ = self.concepts_.to(batch.x.device)
+        concepts = self.concepts_.matrix[batch.extras["stock"]]  # [B, K]
         return module(batch.x, concepts) if len(batch.offsets) == 2 else module(batch.x, concepts, batch.offsets)
 
     def _fingerprint(self, context: FitContext, **segments: Rows) -> dict[str, Any] | None:

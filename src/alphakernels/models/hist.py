@@ -8,7 +8,7 @@ from torch import Tensor
 from torch import nn as torch_nn
 
 from .. import ops
-from ..ops._days import check_offsets, day_slices
+from ..ops._days import check_offsets, day_slices, on_device
 from ._base_network import encode, make_base
 
 # In the order in which Qlib creates them.
@@ -29,7 +29,8 @@ class HISTNet(torch_nn.Module):
 
     Shapes: x [N, F * T] (rows), [N, T, F] (windows) or [N, F] (MLP); concept_matrix [N, K], one where stock i belongs to concept k (or
     the weight of its membership) -> [N], of one stock too. A stock without concept and a concept without stock are allowed, K = 0
-    included. All N are stocks of one day, unless `offsets` (int64 [days + 1], rising from 0 to N) says which rows make a day.
+    included. All N are stocks of one day, unless `offsets` (int64 [days + 1], rising from 0 to N; best on the CPU) says which rows make a
+    day.
 
     Raises:
         ValueError: unknown base_model; x or concept_matrix of another shape.
@@ -65,7 +66,8 @@ class HISTNet(torch_nn.Module):
         else:
             days = day_slices(offsets, len(x))
             concepts = torch.cat([hidden[:0], *(self._predefined(hidden[day], concept_matrix[day]) for day in days)])
-            concept_offsets = torch.arange(len(days) + 1, device=offsets.device) * concept_matrix.shape[1]
+            concept_offsets = torch.arange(len(days) + 1, device=x.device) * concept_matrix.shape[1]
+            offsets = on_device(offsets, x.device)  # once for the four calls
         shared = self.fc_es(ops.concept_attention(hidden, concepts, offsets, concept_offsets))
         without = hidden - self.fc_es_back(shared)
         output = self.leaky_relu(self.fc_es_fore(shared))

@@ -27,8 +27,18 @@ def check_offsets(op: str, offsets: Tensor | None, rows: int, what: str = "offse
     _checks.require(rising, op, what, f"rising from 0 to {rows}", values if len(values) <= 8 else f"{values[:4]} ... {values[-2:]}")
 
 
+def on_device(offsets: Tensor | None, device: torch.device) -> Tensor | None:
+    """`offsets` where the kernels read them. From the host they travel without waiting for the GPU, so that a loader, which knows them
+    anyway, best hands them out on the CPU."""
+    if offsets is None or offsets.device == device:
+        return offsets
+    if device.type == "cuda" and offsets.device.type == "cpu":
+        offsets = offsets.pin_memory()
+    return offsets.to(device, non_blocking=True)
+
+
 def day_slices(offsets: Tensor | None, rows: int) -> list[slice]:
-    """The rows of each day."""
+    """The rows of each day. Reads the values, which waits for the device where they lie on a GPU: give it offsets on the CPU."""
     if offsets is None:
         return [slice(0, rows)]
     edges = offsets.tolist()

@@ -97,7 +97,13 @@ def _register(op: Op, namespace: str, triton_key: str) -> None:
         setup_context=lambda ctx, inputs, output: op.formula.setup_context(ctx, inputs, output),
     )
     if op.triton is not None:
-        torch.library.impl(qualified, triton_key)(lambda *args: triton_function(op)(*args))
+        torch.library.impl(qualified, triton_key)(lambda *args: _launch(triton_function(op), args))
+
+
+def _launch(function: Callable, args: tuple):
+    """Calls a host function of Triton kernels on the GPU of its tensors: Triton launches on the current one, whatever the tensors are on."""
+    with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, torch.Tensor))):
+        return function(*args)
 
 
 @cache

@@ -66,11 +66,13 @@ define(
 )
 
 
-def _check(op: str, s: Tensor, t: Tensor, like: Tensor, negative_slope: float, offsets: Tensor | None) -> None:
+def _checked(op: str, s: Tensor, t: Tensor, like: Tensor, negative_slope: float, offsets: Tensor | None) -> Tensor | None:
+    """`offsets` on the device."""
     _checks.require_like(op, "s", s, like, (like.shape[0],))
     _checks.require_like(op, "t", t, like, (like.shape[0],))
     _checks.require(0 <= negative_slope <= 1, op, "negative_slope", "in [0, 1]", negative_slope)
     _days.check_offsets(op, offsets, like.shape[0])
+    return _days.on_device(offsets, like.device)
 
 
 def complete_graph_attention(s: Tensor, t: Tensor, h: Tensor, negative_slope: float = 0.01, offsets: Tensor | None = None) -> Tensor:
@@ -81,8 +83,8 @@ def complete_graph_attention(s: Tensor, t: Tensor, h: Tensor, negative_slope: fl
         t: [N], the score of a stock attended to.
         h: [N, H], what is averaged.
         negative_slope: of leaky_relu, in [0, 1].
-        offsets: int64 [days + 1] rising from 0 to N, on h's device: day d is the rows [offsets[d], offsets[d + 1]), and attention
-            stays within a day. None: all rows are of one day.
+        offsets: int64 [days + 1] rising from 0 to N, on h's device or the CPU: day d is the rows [offsets[d], offsets[d + 1]), and
+            attention stays within a day. None: all rows are of one day.
 
     Returns:
         [N, H] in h's dtype. Where s_i + t_j is zero the slope is `negative_slope`, as in torch's leaky_relu.
@@ -97,7 +99,7 @@ def complete_graph_attention(s: Tensor, t: Tensor, h: Tensor, negative_slope: fl
     _checks.require_float(op, "h", h)
     _checks.require_rank(op, "h", h, 2, "[N, H]")
     s, t, h = _checks.autocast(s, t, h)
-    _check(op, s, t, h, negative_slope, offsets)
+    offsets = _checked(op, s, t, h, negative_slope, offsets)
     keep = torch.is_grad_enabled() and (s.requires_grad or t.requires_grad or h.requires_grad)
     arguments = (s, t, h, offsets, float(negative_slope), keep)
     native = by_sorting.complete_graph_attention
@@ -121,7 +123,7 @@ def attention_rows(s: Tensor, t: Tensor, rows: Tensor, negative_slope: float = 0
     op = "attention_rows"
     _checks.require_float(op, "t", t)
     _checks.require_rank(op, "t", t, 1, "[N]")
-    _check(op, s, t, t, negative_slope, offsets)
+    offsets = _checked(op, s, t, t, negative_slope, offsets)
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         raise TypeError(f"{op}: rows must be an int64 tensor [R], got {rows if not isinstance(rows, Tensor) else rows.dtype}")
     scores = torch.nn.functional.leaky_relu(s[rows][:, None] + t[None, :], negative_slope)  # [R, N]

@@ -48,7 +48,8 @@ def concept_attention(x: Tensor, concepts: Tensor, offsets: Tensor | None = None
     Args:
         x: [N, H] floating point, stocks.
         concepts: [M, H].
-        offsets: int64 [days + 1] rising from 0 to N: day d is the rows [offsets[d], offsets[d + 1]) of x. None: one day.
+        offsets: int64 [days + 1] rising from 0 to N, on x's device or the CPU: day d is the rows [offsets[d], offsets[d + 1]) of x.
+            None: one day.
         concept_offsets: the same for the rows of concepts, of as many days.
 
     Returns:
@@ -72,4 +73,5 @@ def concept_attention(x: Tensor, concepts: Tensor, offsets: Tensor | None = None
     _days.check_offsets(op, concept_offsets, concepts.shape[0], "concept_offsets")
     days = [1 if o is None else o.shape[0] - 1 for o in (offsets, concept_offsets)]
     _checks.require(days[0] == days[1], op, "concept_offsets", f"of {days[0]} days, as offsets are", f"{days[1]} days")
+    offsets, concept_offsets = (_days.on_device(o, x.device) for o in (offsets, concept_offsets))
     return _backend.run(CONCEPT_ATTENTION, reference.concept_attention, x, x, concepts, offsets, concept_offsets)[0]

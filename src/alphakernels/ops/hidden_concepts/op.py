@@ -53,7 +53,8 @@ def hidden_concepts(x: Tensor, offsets: Tensor | None = None) -> Tensor:
 
     Args:
         x: [N, H] floating point, stocks.
-        offsets: int64 [days + 1] rising from 0 to N: day d is the rows [offsets[d], offsets[d + 1]). None: one day.
+        offsets: int64 [days + 1] rising from 0 to N, on x's device or the CPU: day d is the rows [offsets[d], offsets[d + 1]).
+            None: one day.
 
     Returns:
         [N, H] in x's dtype; `concept_attention` leaves out the rows of zeros. A day whose x is not finite throughout is NaN.
@@ -68,4 +69,4 @@ def hidden_concepts(x: Tensor, offsets: Tensor | None = None) -> Tensor:
     _checks.require_rank(op, "x", x, 2, "[N, H]")
     (x,) = _checks.autocast(x)
     _days.check_offsets(op, offsets, x.shape[0])
-    return _backend.run(HIDDEN_CONCEPTS, reference.hidden_concepts, x, x, offsets)[0]
+    return _backend.run(HIDDEN_CONCEPTS, reference.hidden_concepts, x, x, _days.on_device(offsets, x.device))[0]
