@@ -25,7 +25,7 @@ def test_interpreted_kernels_keep_the_contract():
         "-p",
         "no:cacheprovider",
         "-k",
-        "interpreted and (parity or strided or never_written or every_output or opcheck or graph_kernels"
+        "interpreted and (parity or strided or never_written or every_output or opcheck or graph_kernels or empty or (autocast and layer-one)"
         " or (local_encoder_layer and (around_the_tiles or kernel or attends_to_nothing)))"
         # The interpreter takes seconds for these: once is enough, and test_graph_kernels has its own of many tiles.
         " and not attention-300 and not ((strided or never_written or every_output)"

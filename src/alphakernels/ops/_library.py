@@ -15,6 +15,7 @@ import os
 import struct
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,8 +102,11 @@ def _register(op: Op, namespace: str, triton_key: str) -> None:
 
 
 def _launch(function: Callable, args: tuple):
-    """Calls a host function of Triton kernels on the GPU of its tensors: Triton launches on the current one, whatever the tensors are on."""
-    with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, torch.Tensor))):
+    """Calls a host function of Triton kernels on the GPU of its tensors, since Triton launches on the current one whatever the tensors
+    are on; and without autocast, which has had its say and would cast the products between the kernels."""
+    tensor = next(arg for arg in args if isinstance(arg, torch.Tensor))
+    kind = tensor.device.type
+    with torch.cuda.device_of(tensor), torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
         return function(*args)
 
 
