@@ -86,6 +86,26 @@ def test_a_fit_on_the_gpu_is_one_on_the_cpu(dataset, device, name, tmp_path):
     assert_close("on the CPU", *(torch.tensor(series.to_numpy()) for series in (on_cpu, scores)), tolerance=NEAR)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("GATsModel", "HISTModel")])
+def test_captured_steps_train_as_those_that_are_not(dataset, device, name, caplog):
+    options = {**MODELS[name], "n_epochs": 6} if "n_epochs" in MODELS[name] else MODELS[name]
+    scores = {}
+    for capture in (True, False):
+        model = getattr(estimators, name)(**options, GPU=device.index)
+        with caplog.at_level("INFO", "alphakernels.training"):
+            caplog.clear()
+            model.fit(dataset, capture=capture)
+        assert ("replayed as a CUDA graph" if capture else "capture=False") in caplog.text, caplog.text
+        scores[capture] = torch.tensor(model.predict(dataset).to_numpy())
+    assert_close("scores", scores[True], scores[False], tolerance=NEAR)
+
+
+def test_a_dropout_whose_seed_the_host_draws_is_not_captured(dataset, device, caplog):
+    with caplog.at_level("INFO", "alphakernels.training"):
+        estimators.LocalformerModel(**{**MODELS["LocalformerModel"], "dropout": 0.3}, GPU=device.index).fit(dataset)
+    assert "random numbers on the host" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["GRUModel", "LSTMModel", "ALSTMModel", "GATsModel"])
 def test_windows(device, name):
     rng = np.random.default_rng(0)

@@ -50,6 +50,7 @@ class FitContext:
         checkpoint_dir: folder for resuming, or None. resume: whether to go on from it.
         callbacks: the caller's callbacks.
         reweighter: see `weigh`.
+        capture: see `Trainer`.
     """
 
     dataset: Any
@@ -61,6 +62,7 @@ class FitContext:
     resume: bool
     callbacks: tuple[Callback, ...]
     reweighter: Any = None
+    capture: bool = True
 
     def checkpoint(self, phase: str) -> Path | None:
         return None if self.checkpoint_dir is None else self.checkpoint_dir / f"{phase}.safetensors"
@@ -139,6 +141,7 @@ class Estimator(SklearnInterface, ABC):
         resume: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callback] = (),
+        capture: bool = True,
     ) -> Estimator:
         """Trains on the dataset's "train" segment, choosing the epoch by its "valid" segment.
 
@@ -161,6 +164,8 @@ class Estimator(SklearnInterface, ABC):
                 weights are bitwise those of a fit that was never interrupted.
             checkpoint_dir: a folder for checkpoints, written at each epoch's end.
             callbacks: see `alphakernels.training.Callback`.
+            capture: on a GPU replay training steps as a CUDA graph, where nothing but the batches' values changes from one to the
+                next; the logger "alphakernels.training" tells whether, and why not.
 
         Raises:
             ValueError: features that do not fit the model; NaN or infinity in them (columns are named); a segment
@@ -187,6 +192,7 @@ class Estimator(SklearnInterface, ABC):
             resume=resume,
             callbacks=tuple(callbacks),
             reweighter=reweighter,
+            capture=capture,
         )
         with own_random_streams(self.seed, device):
             self._fit(context)

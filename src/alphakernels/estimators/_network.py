@@ -107,6 +107,7 @@ class NetworkEstimator(Estimator):
             patience=self.early_stop,
             callbacks=context.callbacks,
             progress=self.progress,
+            capture=context.capture,
             checkpoint=context.checkpoint("train"),
             name="train",
         )

@@ -128,6 +128,7 @@ class DNNModelPytorch(AnyNetworkEstimator):
             scheduler=self._scheduler(),
             callbacks=(steps, measured, *context.callbacks),
             progress=self.progress,
+            capture=context.capture,
             checkpoint=context.checkpoint("train"),
             name="train",
         )

@@ -115,6 +115,7 @@ class GeneralPTNN(AnyNetworkEstimator):
             scheduler=plateau,
             callbacks=context.callbacks,
             progress=self.progress,
+            capture=context.capture,
             checkpoint=context.checkpoint("train"),
             name="train",
         )

@@ -164,6 +164,7 @@ class TabNetModel(Estimator):
             patience=self.early_stop,
             callbacks=context.callbacks,
             progress=self.progress,
+            capture=context.capture,
             checkpoint=context.checkpoint(phase),
             name=phase,
             **options,

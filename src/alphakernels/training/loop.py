@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alphakernels.training.batches import Batches, BatchLike
 from alphakernels.training.callbacks import Callback, TrainingState
+from alphakernels.training.capture import Steps, reason_against
 from alphakernels.training.checkpoint import snapshot
 from alphakernels.training.early_stopping import EarlyStopping
 from alphakernels.training.nonfinite import NonFiniteLossError, check_parameters, non_finite_loss
@@ -46,12 +47,14 @@ class TrainingResult:
         history: one dict an epoch: "epoch", "lr", "loss" (mean while training), and one entry per evaluated set.
         best_epoch, best_value: of the monitored quantity; None without one, or if no epoch was run.
         stopped_early: early stopping or a callback ended it before the last epoch.
+        steps: how the training steps ran: replayed as a CUDA graph, or why not.
     """
 
     history: list[dict[str, Any]]
     best_epoch: int | None
     best_value: float | None
     stopped_early: bool
+    steps: str
 
 
 class Trainer:
@@ -74,6 +77,8 @@ class Trainer:
         checkpoint: file for resuming; None writes none.
         checkpoint_every: epochs between two writes of it (the last epoch is always written).
         check_every: batches between two looks at the losses for NaN; by default 1 on the CPU and 8 on a GPU.
+        capture: replay training steps as a CUDA graph where nothing but the batches' values changes from step to step. A loss then
+            must read nothing of a batch but its tensors. Where it is not done, the log and `TrainingResult.steps` say why.
         name: for the log and the bar.
 
     Attributes:
@@ -99,6 +104,7 @@ class Trainer:
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1,
         check_every: int | None = None,
+        capture: bool = True,
         name: str = "training",
     ) -> None:
         for what, value, least in (("epochs", epochs, 0), ("checkpoint_every", checkpoint_every, 1)):
@@ -122,6 +128,7 @@ class Trainer:
         self.checkpoint = checkpoint
         self.checkpoint_every = checkpoint_every
         self.check_every = check_every
+        self.capture = capture
         self.name = name
         self.history: list[dict[str, Any]] = []
 
@@ -187,6 +194,7 @@ class Trainer:
             logger.info("%s: resuming after epoch %d of %d", self.name, len(saved.history), self.epochs)
 
         state = TrainingState(self.name, module, optimizer, epoch=len(saved.history), history=saved.history)
+        steps = self._steps(state, loss, clipped)
         bar = Progress(self.name, self.epochs, len(train), first_epoch=state.epoch, shown=self.progress)
         try:
             while not saved.finished and len(saved.history) < self.epochs:
@@ -194,7 +202,7 @@ class Trainer:
                 bar.epoch(epoch)
                 state.record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
                 self._call("on_epoch_start", state)
-                state.record["loss"] = self._train_epoch(state, loss, train, clipped, feature_names, bar)
+                state.record["loss"] = self._train_epoch(state, steps, train, feature_names, bar)
                 for name, batches in evaluate.items():
                     state.record[name] = self._evaluate(
                         module, evaluation_loss or loss, batches, name, epoch, feature_names
@@ -217,13 +225,33 @@ class Trainer:
             inner.load_state_dict(saved.best)
             module.eval()
         self._call("on_train_end", state)
+        logger.info("%s: %s", self.name, steps.report)
         known = monitor is not None and stopper.best_epoch is not None
         return TrainingResult(
             history=saved.history,
             best_epoch=stopper.best_epoch,
             best_value=stopper.best_value if known else None,
             stopped_early=saved.stopped_early,
+            steps=steps.report,
         )
+
+    def _steps(self, state: TrainingState, loss: Loss, clipped: list[nn.Parameter]) -> Steps:
+        """What runs the training's steps."""
+        module, optimizer = state.module, state.optimizer
+
+        def step(batch: BatchLike, seen: Callable[[Tensor], None]) -> None:
+            module.zero_grad(set_to_none=True)
+            value = loss(module, batch)
+            seen(value.detach())
+            value.backward()
+            if self.clip_value is not None:
+                nn.utils.clip_grad_value_(clipped, self.clip_value)
+            if self.clip_norm is not None:
+                nn.utils.clip_grad_norm_(clipped, self.clip_norm)
+            optimizer.step()
+
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        return Steps(step, optimizer, device, reason_against(module, optimizer, asked=self.capture))
 
     def _check(self, train: Batches, evaluate: Mapping[str, Batches], resume: bool) -> None:
         if resume and self.checkpoint is None:
@@ -261,9 +289,8 @@ class Trainer:
     def _train_epoch(
         self,
         state: TrainingState,
-        loss: Loss,
+        steps: Steps,
         batches: Batches,
-        clipped: list[nn.Parameter],
         feature_names: Sequence[str] | None,
         bar: Progress,
     ) -> float:
@@ -285,20 +312,16 @@ class Trainer:
             bar.loss(values[-1])
 
         for state.batch, batch in enumerate(batches):
-            state.module.zero_grad(set_to_none=True)
-            value = loss(state.module, batch)
-            state.loss = value.detach()
-            losses.append(state.loss)
-            weights.append(_weight(batch, state.loss))
-            unchecked.append(batch)
-            if len(unchecked) >= check_every:
-                check()
-            value.backward()
-            if self.clip_value is not None:
-                nn.utils.clip_grad_value_(clipped, self.clip_value)
-            if self.clip_norm is not None:
-                nn.utils.clip_grad_norm_(clipped, self.clip_norm)
-            state.optimizer.step()
+
+            def seen(loss: Tensor, batch: BatchLike = batch) -> None:
+                state.loss = loss
+                losses.append(loss)
+                weights.append(_weight(batch, loss))
+                unchecked.append(batch)
+                if len(unchecked) >= check_every:
+                    check()
+
+            steps(batch, seen)
             bar.batch()
             self._call("on_batch_end", state)
         if unchecked:

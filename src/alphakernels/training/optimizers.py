@@ -23,11 +23,13 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Builds the optimizer; a function takes the list of parameters and decides all by itself.
 
-    PyTorch's fused implementation (one pass over the parameters) is used where it exists.
+    PyTorch's fused implementation (one pass over the parameters) is used where it exists; on a GPU it can be captured in a graph.
     """
     check_optimizer(optimizer)
     parameters = list(parameters)
     if not isinstance(optimizer, str):
         return optimizer(parameters)
     fused = all(p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64) for p in parameters)
-    return _CLASSES[optimizer.lower()](parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    made = _CLASSES[optimizer.lower()]
+    on_gpu = {"capturable": True} if made is torch.optim.Adam and fused and all(p.is_cuda for p in parameters) else {}
+    return made(parameters, lr=lr, weight_decay=weight_decay, fused=fused, **on_gpu)
