@@ -1,8 +1,8 @@
 // The arithmetic of recurrent cells, one unit at a time: shared by the kernels of the CPU, where a unit is a pack of lanes, and of
 // the GPU, where it is a float. M supplies sigmoid and tanh for packs P.
 //
-// Forward takes what the two matrix products gave, x[g] = (W_ih x + b_ih)[g] and h[g] = (W_hh h + b_hh)[g] in torch's order of gates,
-// and keeps four values of a unit for the backward pass. Backward gives four gradients in an order of which the last kGates belong
+// Forward takes four sums, biases included, which collect the two matrix products x[g] = (W_ih x)[g] and h[g] = (W_hh h)[g], g in torch's
+// order of gates: x[g] goes to sum g, h[g] to sum kSumOfH[g], and it keeps four values of a unit for the backward pass. Backward gives four gradients in an order of which the last kGates belong
 // to `h` and the kGates from kFirstX on to `x`, so that both are one matrix without a gap.
 #pragma once
 
@@ -26,17 +26,18 @@ namespace {
 struct GruCell {
   static constexpr int64_t kGates = 3;
   static constexpr bool kCellState = false;  // the hidden state is all there is
+  static constexpr int64_t kSumOfH[3] = {0, 1, 3};
   // Gradients come as n, r, z, h_n: rows of W_ih as they meet them (torch's order is r, z, n), and of W_hh.
   static constexpr int64_t kFirstX = 0, kFirstH = 1;
   static constexpr int64_t kRowOfX[3] = {2, 0, 1}, kRowOfH[3] = {0, 1, 2};
 
   // `before` is h; returns h'. Keeps n, r, z, h_n.
   template <class M, class P>
-  AK_CELL static P forward(const P (&x)[3], const P (&h)[3], P before, P& after, P (&kept)[4]) {
-    kept[1] = M::sigmoid(x[0] + h[0]);
-    kept[2] = M::sigmoid(x[1] + h[1]);
-    kept[3] = h[2];
-    kept[0] = M::tanh(x[2] + kept[1] * h[2]);
+  AK_CELL static P forward(const P (&sum)[4], P before, P& after, P (&kept)[4]) {
+    kept[1] = M::sigmoid(sum[0]);
+    kept[2] = M::sigmoid(sum[1]);
+    kept[3] = sum[3];
+    kept[0] = M::tanh(sum[2] + kept[1] * sum[3]);
     return after = kept[0] + kept[2] * (before - kept[0]);
   }
 
@@ -59,16 +60,17 @@ struct GruCell {
 struct LstmCell {
   static constexpr int64_t kGates = 4;
   static constexpr bool kCellState = true;
+  static constexpr int64_t kSumOfH[4] = {0, 1, 2, 3};
   static constexpr int64_t kFirstX = 0, kFirstH = 0;
   static constexpr int64_t kRowOfX[4] = {0, 1, 2, 3}, kRowOfH[4] = {0, 1, 2, 3};
 
   // `before` is c, `after` c'; returns h'. Keeps i, f, g, o.
   template <class M, class P>
-  AK_CELL static P forward(const P (&x)[4], const P (&h)[4], P before, P& after, P (&kept)[4]) {
-    kept[0] = M::sigmoid(x[0] + h[0]);
-    kept[1] = M::sigmoid(x[1] + h[1]);
-    kept[2] = M::tanh(x[2] + h[2]);
-    kept[3] = M::sigmoid(x[3] + h[3]);
+  AK_CELL static P forward(const P (&sum)[4], P before, P& after, P (&kept)[4]) {
+    kept[0] = M::sigmoid(sum[0]);
+    kept[1] = M::sigmoid(sum[1]);
+    kept[2] = M::tanh(sum[2]);
+    kept[3] = M::sigmoid(sum[3]);
     after = kept[1] * before + kept[0] * kept[2];
     return kept[3] * M::tanh(after);
   }

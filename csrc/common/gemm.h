@@ -106,23 +106,29 @@ inline void transpose(Vec<T>* rows) {
   }
 }
 
+// Writes n <= kLanes rows of row-major b [n, depth] as columns: element (k, j) to to[k * to_stride + j], zeros for j from n on.
+template <class T>
+inline void transpose_lanes(const T* b, int64_t stride, int64_t depth, int64_t n, T* to, int64_t to_stride) {
+  constexpr int64_t lanes = kLanes<T>;
+  int64_t k = 0;
+  if (n == lanes)
+    for (; k + lanes <= depth; k += lanes) {
+      Vec<T> block[lanes];
+      for (int64_t r = 0; r < lanes; ++r) block[r] = load<Vec<T>>(b + r * stride + k);
+      transpose<T>(block);
+      for (int64_t r = 0; r < lanes; ++r) store(to + (k + r) * to_stride, block[r]);
+    }
+  for (; k < depth; ++k)
+    for (int64_t r = 0; r < lanes; ++r) to[k * to_stride + r] = r < n ? b[r * stride + k] : T{0};
+}
+
 // The transpose of row-major b [columns, depth]: the weight of a linear layer, so that A times it is x @ weight.T.
 template <class T>
 inline void pack_transposed(const T* b, int64_t stride, int64_t depth, int64_t columns, T* packed) {
   constexpr int64_t width = kPanel<T>, lanes = kLanes<T>;
   for (int64_t j0 = 0; j0 < columns; j0 += width, packed += depth * width)
-    for (int64_t j = 0; j < width; j += lanes) {
-      int64_t k = 0;
-      if (j0 + j + lanes <= columns)
-        for (; k + lanes <= depth; k += lanes) {
-          Vec<T> block[lanes];
-          for (int64_t r = 0; r < lanes; ++r) block[r] = load<Vec<T>>(b + (j0 + j + r) * stride + k);
-          transpose<T>(block);
-          for (int64_t r = 0; r < lanes; ++r) store(packed + (k + r) * width + j, block[r]);
-        }
-      for (; k < depth; ++k)
-        for (int64_t r = j; r < j + lanes; ++r) packed[k * width + r] = j0 + r < columns ? b[(j0 + r) * stride + k] : T{0};
-    }
+    for (int64_t j = 0; j < width; j += lanes)
+      transpose_lanes<T>(b + std::min(j0 + j, columns) * stride, stride, depth, std::clamp<int64_t>(columns - j0 - j, 0, lanes), packed + j, width);
 }
 
 // A as the product reads it: element (i, k) is data[i * row + k * step].
@@ -131,6 +137,22 @@ struct Operand {
   const T* data;
   int64_t row, step;
 };
+
+// B as the product reads it: columns [j, j + kPanel), j a multiple of kPanel, begin at data + j * column, and each row is `step` further.
+template <class T>
+struct RightOperand {
+  const T* data;
+  int64_t column, step;
+};
+template <class T>
+inline RightOperand<T> packed_panels(const T* packed, int64_t depth) {
+  return {packed, depth, kPanel<T>};
+}
+// A row-major B, its rows `stride` elements apart, where it lies; its columns must be whole panels.
+template <class T>
+inline RightOperand<T> row_major(const T* b, int64_t stride) {
+  return {b, 1, stride};
+}
 
 // rows x kPanel of C, in registers: acc = or += sum_k a(i, k) * panel[k].
 template <class T, int rows>
@@ -156,9 +178,9 @@ struct Accumulator {
     for (int i = 0; i < rows; ++i)
       for (int v = 0; v < kTileVectors; ++v) store(c + i * stride + v * kLanes<T>, sum[i][v]);
   }
-  inline void multiply(const Operand<T>& a, const T* panel, int64_t depth) {
+  inline void multiply(const Operand<T>& a, const T* panel, int64_t depth, int64_t step = kPanel<T>) {
     const T* p = a.data;
-    for (int64_t k = 0; k < depth; ++k, p += a.step, panel += kPanel<T>) {
+    for (int64_t k = 0; k < depth; ++k, p += a.step, panel += step) {
       Vec<T> b[kTileVectors];
       for (int v = 0; v < kTileVectors; ++v) b[v] = load<Vec<T>>(panel + v * kLanes<T>);
 #pragma GCC unroll 16
@@ -172,12 +194,12 @@ struct Accumulator {
 
 // One tile of `rows` rows and `columns` <= kPanel columns of C (+)= A panel.
 template <class T, int rows>
-inline void tile(const Operand<T>& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool add) {
+inline void tile(const Operand<T>& a, const T* panel, int64_t step, int64_t depth, T* c, int64_t stride, int64_t columns, bool add) {
   Accumulator<T, rows> acc;
   for (int i = 0; i < rows; ++i)  // C's lines come in while the product runs
     for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(c + i * stride + v * kLanes<T>, 1);
   acc.zero();
-  acc.multiply(a, panel, depth);
+  acc.multiply(a, panel, depth, step);
   if (columns == kPanel<T>) {
     if (add)
       acc.add_to(c, stride);
@@ -193,15 +215,16 @@ inline void tile(const Operand<T>& a, const T* panel, int64_t depth, T* c, int64
 
 // The same for any number of rows up to kTileRows, known only at run time.
 template <class T, int rows = kTileRows>
-inline void tile_of(int64_t n, const Operand<T>& a, const T* panel, int64_t depth, T* c, int64_t stride, int64_t columns, bool add) {
-  if (n == rows) return tile<T, rows>(a, panel, depth, c, stride, columns, add);
-  if constexpr (rows > 1) tile_of<T, rows - 1>(n, a, panel, depth, c, stride, columns, add);
+inline void tile_of(int64_t n, const Operand<T>& a, const T* panel, int64_t step, int64_t depth, T* c, int64_t stride, int64_t columns,
+                    bool add) {
+  if (n == rows) return tile<T, rows>(a, panel, step, depth, c, stride, columns, add);
+  if constexpr (rows > 1) tile_of<T, rows - 1>(n, a, panel, step, depth, c, stride, columns, add);
 }
 
-// C [rows, columns] (+)= A [rows, depth] B, with B packed [depth, columns]; C's rows are `stride` elements apart.
+// C [rows, columns] (+)= A [rows, depth] B [depth, columns]; C's rows are `stride` elements apart.
 // Rows go in blocks that stay in L2 while the panels pass, a panel in L1 while a block's tiles pass.
 template <class T>
-inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Operand<T>& a, const T* packed, T* c, int64_t stride,
+inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Operand<T>& a, const RightOperand<T>& b, T* c, int64_t stride,
                      bool add = false) {
   constexpr int64_t block = 8 * kTileRows, line = 64 / static_cast<int64_t>(sizeof(T));
   const int64_t panels = (columns + kPanel<T> - 1) / kPanel<T>;
@@ -213,10 +236,17 @@ inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Operand
       for (int64_t i = i0 + block + p * share; i < i0 + block + std::min(ahead, (p + 1) * share); ++i)
         for (int64_t k = 0; k < depth; k += line) __builtin_prefetch(a.data + i * a.row + k, 0, 2);
       for (int64_t i = i0; i < std::min(i0 + block, rows); i += kTileRows)
-        tile_of<T>(std::min<int64_t>(kTileRows, rows - i), {a.data + i * a.row, a.row, a.step}, packed + j * depth, depth,
+        tile_of<T>(std::min<int64_t>(kTileRows, rows - i), {a.data + i * a.row, a.row, a.step}, b.data + j * b.column, b.step, depth,
                    c + i * stride + j, stride, std::min(kPanel<T>, columns - j), add);
     }
   }
+}
+
+// The same with B packed.
+template <class T>
+inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Operand<T>& a, const T* packed, T* c, int64_t stride,
+                     bool add = false) {
+  multiply<T>(rows, columns, depth, a, packed_panels(packed, depth), c, stride, add);
 }
 
 }  // namespace

@@ -6,6 +6,11 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #include "isa.h"
 
@@ -45,18 +50,46 @@ inline void store(T* p, P v) {
   std::memcpy(p, &v, sizeof(P));
 }
 
+// Stores past the caches where a register is a whole line of them, which `p` must then begin: for what is read again only after the caches
+// have seen much else. finish_streams() before another thread may read it.
+template <class T>
+inline void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    _mm512_stream_ps(p, (__m512)v);
+  else
+    _mm512_stream_pd(p, (__m512d)v);
+#else
+  store(p, v);
+#endif
+}
+inline void finish_streams() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 template <class P, class T>
 inline P splat(T a) {
   return P{} + a;
 }
 
+// The larger, the smaller: b where they do not compare, so that maximum(limit, NaN) is NaN.
 template <class P>
 inline P maximum(P a, P b) {
+#if defined(__AVX512F__)  // the compiler makes two instructions of the choice
+  if constexpr (std::is_same_v<P, Vec<float>>) return (P)_mm512_maskz_max_ps(-1, (__m512)a, (__m512)b);
+  if constexpr (std::is_same_v<P, Vec<double>>) return (P)_mm512_maskz_max_pd(-1, (__m512d)a, (__m512d)b);
+#endif
   return a > b ? a : b;
 }
 
 template <class P>
 inline P minimum(P a, P b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<P, Vec<float>>) return (P)_mm512_maskz_min_ps(-1, (__m512)a, (__m512)b);
+  if constexpr (std::is_same_v<P, Vec<double>>) return (P)_mm512_maskz_min_pd(-1, (__m512d)a, (__m512d)b);
+#endif
   return a < b ? a : b;
 }
 
@@ -184,83 +217,88 @@ struct IntPack<T, T> {
   using type = typename Bits<T>::Int;
 };
 
-// 1/k! from the highest power down.
+// The integer nearest to x, for |x| < 2^22 (float64: 2^51).
+template <class P, class T>
+inline P nearest(P x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<P, Vec<float>>) return (P)_mm512_maskz_roundscale_ps(-1, (__m512)x, 0);
+  if constexpr (std::is_same_v<P, Vec<double>>) return (P)_mm512_maskz_roundscale_pd(-1, (__m512d)x, 0);
+#endif
+  return (x + Bits<T>::round_magic) - Bits<T>::round_magic;
+}
+
+// p 2^k for an integer k that leaves a normal number; with AVX-512 for any.
+template <class P, class T>
+inline P scale(P p, P k) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<P, Vec<float>>) return (P)_mm512_maskz_scalef_ps(-1, (__m512)p, (__m512)k);
+  if constexpr (std::is_same_v<P, Vec<double>>) return (P)_mm512_maskz_scalef_pd(-1, (__m512d)p, (__m512d)k);
+#endif
+  using B = Bits<T>;
+  using I = typename IntPack<P, T>::type;
+  const P shifted = k + B::round_magic;  // its low mantissa bits hold the integer k
+  const T magic = B::round_magic;
+  typename B::Int magic_bits;
+  std::memcpy(&magic_bits, &magic, sizeof(T));
+  I bits;
+  std::memcpy(&bits, &shifted, sizeof(P));
+  bits = (bits - magic_bits + B::bias) << B::mantissa;
+  P two_k;
+  std::memcpy(&two_k, &bits, sizeof(P));
+  return p * two_k;
+}
+
+// exp(r) - 1 for |r| <= ln2 / 2 is r times a polynomial: in float32 fitted to a relative error of 4e-9 of exp(r), in float64 1/k!; from
+// the highest power down.
 template <class T>
 struct Series;
 template <>
 struct Series<float> {
-  static constexpr int length = 8;
-  static constexpr float coefficients[length] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  static constexpr int length = 6;
+  static constexpr float coefficients[length] = {1.3814467e-3f, 8.3687808e-3f, 4.1668393e-2f, 1.6666520e-1f, 4.9999994e-1f, 1.0f};
 };
 template <>
 struct Series<double> {
-  static constexpr int length = 14;
-  static constexpr double coefficients[length] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
-                                                  1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
-                                                  1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5,
-                                                  1.0,                1.0};
+  static constexpr int length = 13;
+  static constexpr double coefficients[length] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,
+                                                  1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,
+                                                  1.0 / 6.0,          0.5,               1.0};
 };
 
-// exp(x) for |x| <= exp_limit (larger is clamped): x = k ln 2 + r, a Taylor polynomial for r in [-ln2/2, ln2/2] long enough
-// for one rounding error, and 2^k put into the exponent. Within 1.5 ulp of the exact value.
+// x = k ln 2 + r with an integer k: exp(x) = 2^k exp(r).
 template <class P, class T>
-inline P exp(P x) {
-  using B = Bits<T>;
-  x = maximum<P>(splat<P, T>(-B::exp_limit), minimum<P>(splat<P, T>(B::exp_limit), x));
-  const P shifted = x * static_cast<T>(1.4426950408889634) + B::round_magic;
-  const P k = shifted - B::round_magic;
-  const P r = (x - k * B::ln2_hi) - k * B::ln2_lo;
-  P p = splat<P, T>(Series<T>::coefficients[0]);
+struct Exponent {
+  P k, r, p;  // p = (exp(r) - 1) / r
+  explicit Exponent(P x) {
+    using B = Bits<T>;
+    k = nearest<P, T>(x * static_cast<T>(1.4426950408889634));
+    r = (x - k * B::ln2_hi) - k * B::ln2_lo;
+    p = splat<P, T>(Series<T>::coefficients[0]);
 #pragma GCC unroll 16
-  for (int i = 1; i < Series<T>::length; ++i) p = p * r + Series<T>::coefficients[i];
-  // The low mantissa bits of `shifted` hold the integer k.
-  using I = typename IntPack<P, T>::type;
-  I bits;
-  std::memcpy(&bits, &shifted, sizeof(P));
-  const T magic = B::round_magic;
-  typename B::Int magic_bits;
-  std::memcpy(&magic_bits, &magic, sizeof(T));
-  const I power = (bits - magic_bits + B::bias) << B::mantissa;
-  P two_k;
-  std::memcpy(&two_k, &power, sizeof(P));
-  return p * two_k;
+    for (int i = 1; i < Series<T>::length; ++i) p = p * r + Series<T>::coefficients[i];
+  }
+};
+
+// x within [-limit, limit]. A NaN stays one: it is the operand that a failed comparison leaves.
+template <class P, class T>
+inline P clamp(P x, T limit) {
+  return maximum<P>(splat<P, T>(-limit), minimum<P>(splat<P, T>(limit), x));
 }
 
-// tanh(x) = 1 - 2 / (exp(2 |x|) + 1) where that does not cancel; before it x + x^3 q(x^2), in float32 with the coefficients of Cephes'
-// tanhf, in float64 from e = exp(2 |x|) - 1 = 2^k (exp(r) - 1) + (2^k - 1).
+// exp(x) for |x| <= exp_limit, to which larger ones are clamped. Within 1.5 ulp of the exact value.
+template <class P, class T>
+inline P exp(P x) {
+  const Exponent<P, T> e(clamp<P, T>(x, Bits<T>::exp_limit));
+  return scale<P, T>(e.p * e.r + static_cast<T>(1), e.k);
+}
+
+// tanh(x) = d / (d + 2) with d = exp(2 x) - 1 = 2^k (exp(r) - 1) + (2^k - 1), which does not cancel for small x.
 template <class P, class T>
 inline P tanh(P x) {
-  using B = Bits<T>;
-  const P size = x < 0 ? -x : x;
-  P t;
-  if constexpr (sizeof(T) == 4) {
-    const P z = x * x;
-    P q = splat<P, T>(-5.70498872745e-3f);
-    for (const T c : {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f}) q = q * z + c;
-    const P big = static_cast<T>(1) - static_cast<T>(2) / (exp<P, T>(2 * size) + static_cast<T>(1));
-    t = size < static_cast<T>(0.625) ? static_cast<P>(size + size * z * q) : big;
-  } else {
-    using I = typename IntPack<P, T>::type;
-    const P y = 2 * minimum<P>(splat<P, T>(20), size);  // beyond 20 it is 1
-    const P shifted = y * static_cast<T>(1.4426950408889634) + B::round_magic;
-    const P k = shifted - B::round_magic;
-    const P r = (y - k * B::ln2_hi) - k * B::ln2_lo;
-    P p = splat<P, T>(Series<T>::coefficients[0]);
-#pragma GCC unroll 16
-    for (int i = 1; i < Series<T>::length - 1; ++i) p = p * r + Series<T>::coefficients[i];
-    I bits;
-    std::memcpy(&bits, &shifted, sizeof(P));
-    const T magic = B::round_magic;
-    typename B::Int magic_bits;
-    std::memcpy(&magic_bits, &magic, sizeof(T));
-    const I power = (bits - magic_bits + B::bias) << B::mantissa;
-    P two_k;
-    std::memcpy(&two_k, &power, sizeof(P));
-    const P e = two_k * (p * r) + (two_k - static_cast<T>(1));
-    t = e / (e + static_cast<T>(2));
-  }
-  const P signed_t = x < 0 ? -t : t;
-  return x == x ? signed_t : x;  // the clamp would lose a NaN
+  const Exponent<P, T> e(clamp<P, T>(x + x, 40));  // beyond 20 it is 1
+  const P two_k = scale<P, T>(splat<P, T>(1), e.k);
+  const P d = two_k * (e.p * e.r) + (two_k - static_cast<T>(1));
+  return d / (d + static_cast<T>(2));
 }
 
 // log(x) for normal x > 0: x = m 2^k with m in [sqrt(1/2), sqrt(2)), log m = 2 artanh((m - 1) / (m + 1)) by its series.
@@ -292,8 +330,7 @@ inline P log(P x) {
 
 template <class P, class T>
 inline P sigmoid(P x) {
-  const P s = static_cast<T>(1) / (static_cast<T>(1) + exp<P, T>(-x));
-  return x == x ? s : x;  // the clamp inside exp would lose a NaN
+  return static_cast<T>(1) / (static_cast<T>(1) + exp<P, T>(-x));
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ void weight_gradient(const T* grad, const T* x, const T* mask, T* dweight, int64
         }
         for (int64_t k = 0; k < depth; k += kPanel<T>)
           for (int64_t j = 0; j < columns; j += kTileRows)
-            tile_of<T>(std::min<int64_t>(kTileRows, columns - j), {left + j * n, 1, kTileRows}, right + k * n, n,
+            tile_of<T>(std::min<int64_t>(kTileRows, columns - j), {left + j * n, 1, kTileRows}, right + k * n, kPanel<T>, n,
                        c + j * depth + k, depth, std::min(kPanel<T>, depth - k), i0 > part * part_rows || !fresh);
       }
     }

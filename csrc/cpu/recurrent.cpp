@@ -3,77 +3,140 @@
 namespace ak::AK_ISA {
 namespace {
 
-constexpr int64_t kTile = 5 * 12;    // batch rows of a tile, at most
+constexpr int64_t kTile = 60;        // batch rows of a tile, at most
 constexpr int64_t kChunkRows = 128;  // rows of a batched input projection: steps of a chunk times rows of the tile
 
-// The weights packed as right operands, and the biases as the cell takes them.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+
+// One register of units is worked through with all its gates: columns of the packed weights come in groups of kLanes units, gate after
+// gate, the last group padded with zeros.
+template <class T>
+int64_t padded(int64_t units) {
+  return round_up(units, kLanes<T>);
+}
+
+// A layer's weights packed as right operands, and its biases in the order of the cell's sums.
 template <class Cell, class T>
 class PackedLayer {
  public:
   PackedLayer(const RecurrentLayer<T>& layer, int64_t width, int64_t hidden)
-      : rows_(Cell::kGates * hidden), x_(packed_size<T>(width, rows_)), h_(packed_size<T>(hidden, rows_)), bias_x_(rows_),
-        bias_h_(rows_) {
-    const int64_t panels = round_up(rows_, kPanel<T>) / kPanel<T>;
-    parallel_for(2 * panels, 1 + 32768 / (hidden * kPanel<T>), [&](int64_t first, int64_t last) {
+      : x_(packed_size<T>(width, Cell::kGates * padded<T>(hidden))), h_(hidden * Cell::kGates * padded<T>(hidden)),
+        bias_(4 * padded<T>(hidden)) {
+    constexpr int64_t gates = Cell::kGates, lanes = kLanes<T>;
+    const int64_t groups = padded<T>(hidden) / lanes, columns = round_up(gates * padded<T>(hidden), kPanel<T>);
+    for (int64_t j = gates * padded<T>(hidden); j < columns; j += lanes)  // the last panel's padding
+      transpose_lanes<T>(layer.weight_ih, width, width, 0, panel(j, width), kPanel<T>);
+    parallel_for(groups * gates, 1 + 32768 / ((width + hidden) * lanes), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const int64_t j = i / 2 * kPanel<T>, n = std::min(kPanel<T>, rows_ - j), depth = i % 2 == 0 ? width : hidden;
-        pack_transposed<T>((i % 2 == 0 ? layer.weight_ih : layer.weight_hh) + j * depth, depth, depth, n,
-                           (i % 2 == 0 ? x_ : h_) + j * depth);
+        const int64_t unit = i / gates * lanes, gate = i % gates, n = std::min(lanes, hidden - unit), row = gate * hidden + unit;
+        transpose_lanes<T>(layer.weight_ih + row * width, width, width, n, panel(i * lanes, width), kPanel<T>);
+        transpose_lanes<T>(layer.weight_hh + row * hidden, hidden, hidden, n, h_ + unit * gates * hidden + gate * lanes, gates * lanes);
       }
     });
-    // A gate whose two sums are added needs one bias.
-    const int64_t joined = Cell::kCellState ? rows_ : 2 * hidden;
-    for (int64_t j = 0; j < rows_; ++j) {
-      const T b_x = layer.bias_ih != nullptr ? layer.bias_ih[j] : T{0}, b_h = layer.bias_hh != nullptr ? layer.bias_hh[j] : T{0};
-      bias_x_[j] = j < joined ? b_x + b_h : b_x;
-      bias_h_[j] = b_h;
+    std::fill(bias_ + 0, bias_ + 4 * padded<T>(hidden), T{0});
+    if (layer.bias_ih == nullptr) return;
+    for (int64_t i = 0; i < gates * hidden; ++i) {
+      const int64_t unit = i % hidden, gate = i / hidden;
+      T* const bias = bias_ + unit / lanes * 4 * lanes + unit % lanes;
+      bias[gate * lanes] += layer.bias_ih[i];
+      bias[Cell::kSumOfH[gate] * lanes] += layer.bias_hh[i];
     }
   }
-  const T* x() const { return x_; }
-  const T* h() const { return h_; }
-  const T* bias_x() const { return bias_x_; }
-  const T* bias_h() const { return bias_h_; }
+  const T* x() const { return x_; }                                                // panels [width][kPanel]
+  const T* h(int64_t unit, int64_t hidden) const { return h_ + unit * Cell::kGates * hidden; }  // of a group: [H][kGates][kLanes]
+  const T* bias(int64_t unit) const { return bias_ + 4 * unit; }                    // of a group: [4][kLanes]
 
  private:
-  int64_t rows_;
-  Scratch<T> x_, h_, bias_x_, bias_h_;
+  T* panel(int64_t column, int64_t width) { return x_ + column / kPanel<T> * kPanel<T> * width + column % kPanel<T>; }
+  Scratch<T> x_, h_, bias_;
 };
 
-// Where one step of one layer reads and writes, for the rows of a tile.
+// Where one step of one layer reads and writes, for the rows of a tile. Units are padded, but in what is kept.
 template <class T>
 struct Step {
-  const T *sum_x, *sum_h;  // [rows][stride]
-  int64_t stride;
-  const T* before;         // [rows][H]: h of a GRU, c of an LSTM
-  T *after, *h;            // [rows][H]; of a GRU the same
+  const T* sum_x;  // [rows][x_stride]
+  int64_t x_stride;
+  const T* h_before;         // [rows][units]
+  const T* before;           // h of a GRU, c of an LSTM
+  T *after, *h;              // of a GRU the same
   T *gates, *hidden, *cell;  // kept, or null: row r at r * 4H, r * hidden_stride, r * H
   int64_t hidden_stride;
+  bool stream;  // what is kept goes past the caches
 };
 
-template <class Cell, class T>
-void apply_cell(const Step<T>& step, const T* bias_x, const T* bias_h, int64_t rows, int64_t hidden) {
-  constexpr int64_t gates = Cell::kGates;
-  for (int64_t r = 0; r < rows; ++r) {
-    const T *row_x = step.sum_x + r * step.stride, *row_h = step.sum_h + r * step.stride;
-    for_each_pack<T>(hidden, [&](auto pack, int64_t j) {
-      using P = decltype(pack);
-      P x[gates], h[gates], kept[4], after;
+// The cell of `rows` rows and one register of units: the recurrent product and the gates, without leaving the registers.
+// Never inlined: among a caller's variables its sums would not find their registers.
+template <class Cell, class T, int rows>
+[[gnu::noinline]] void step_tile(const Step<T>& step, const PackedLayer<Cell, T>& packed, int64_t row, int64_t unit, int64_t hidden) {
+  constexpr int64_t gates = Cell::kGates, lanes = kLanes<T>;
+  const int64_t units = padded<T>(hidden), n = std::min(lanes, hidden - unit);
+  const T *const sum_x = step.sum_x + row * step.x_stride + unit * gates, *const bias = packed.bias(unit);
+  Vec<T> sum[rows][gates];
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < rows; ++i)
 #pragma GCC unroll 4
-      for (int64_t g = 0; g < gates; ++g) {
-        x[g] = load<P>(row_x + g * hidden + j) + load<P>(bias_x + g * hidden + j);
-        h[g] = load<P>(row_h + g * hidden + j);
-      }
-      if constexpr (!Cell::kCellState) h[2] += load<P>(bias_h + 2 * hidden + j);
-      const P out = Cell::template forward<Math<T>>(x, h, load<P>(step.before + r * hidden + j), after, kept);
-      store(step.h + r * hidden + j, out);
-      if constexpr (Cell::kCellState) store(step.after + r * hidden + j, after);
-      if (step.hidden != nullptr) store(step.hidden + r * step.hidden_stride + j, out);
-      if (step.gates == nullptr) return;
+    for (int64_t g = 0; g < gates; ++g) {
+      const int64_t to = Cell::kSumOfH[g];
+      sum[i][g] = load<Vec<T>>(bias + to * lanes);
+      if (to == g) sum[i][g] += load<Vec<T>>(sum_x + i * step.x_stride + g * lanes);
+    }
+  const T *p = step.h_before + row * units, *w = packed.h(unit, hidden);
+  for (int64_t k = 0; k < hidden; ++k, ++p, w += gates * lanes) {
+    Vec<T> b[gates];
 #pragma GCC unroll 4
-      for (int64_t g = 0; g < 4; ++g) store(step.gates + (4 * r + g) * hidden + j, kept[g]);
-      if constexpr (Cell::kCellState) store(step.cell + r * hidden + j, after);
-    });
+    for (int64_t g = 0; g < gates; ++g) b[g] = load<Vec<T>>(w + g * lanes);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < rows; ++i) {
+      const T s = p[i * units];
+#pragma GCC unroll 4
+      for (int64_t g = 0; g < gates; ++g) sum[i][g] += s * b[g];
+    }
   }
+  const auto keep = [&](T* to, Vec<T> value) {
+    if (step.stream)
+      stream(to, value);
+    else if (n == lanes)
+      store(to, value);
+    else
+      std::memcpy(to, &value, static_cast<size_t>(n) * sizeof(T));
+  };
+  // By way of the stack: a loop over rows keeps the constants of its exponentials in registers, which the sums have filled.
+  alignas(64) T sums_of[rows][gates][lanes];
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+    for (int64_t g = 0; g < gates; ++g) store(sums_of[i][g], sum[i][g]);
+#pragma GCC unroll 1
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t r = row + i, at = r * units + unit;
+    Vec<T> sums[4], kept[4], after;
+#pragma GCC unroll 4
+    for (int64_t g = 0; g < gates; ++g) sums[Cell::kSumOfH[g]] = load<Vec<T>>(sums_of[i][g]);
+    if constexpr (gates == 3) sums[2] = load<Vec<T>>(sum_x + i * step.x_stride + 2 * lanes) + load<Vec<T>>(bias + 2 * lanes);
+    const Vec<T> h = Cell::template forward<Math<T>>(sums, load<Vec<T>>(step.before + at), after, kept);
+    store(step.h + at, h);
+    if constexpr (Cell::kCellState) store(step.after + at, after);
+    if (step.hidden != nullptr) keep(step.hidden + r * step.hidden_stride + unit, h);
+    if (step.gates == nullptr) continue;
+#pragma GCC unroll 4
+    for (int64_t g = 0; g < 4; ++g) keep(step.gates + (4 * r + g) * hidden + unit, kept[g]);
+    if constexpr (Cell::kCellState) keep(step.cell + r * hidden + unit, after);
+  }
+}
+
+// The same for any number of rows up to `rows`, known only at run time.
+template <class Cell, class T, int rows>
+inline void step_tile_of(int64_t n, const Step<T>& step, const PackedLayer<Cell, T>& packed, int64_t row, int64_t unit, int64_t hidden) {
+  if (n == rows) return step_tile<Cell, T, rows>(step, packed, row, unit, hidden);
+  if constexpr (rows > 1) step_tile_of<Cell, T, rows - 1>(n, step, packed, row, unit, hidden);
+}
+
+template <class Cell, class T>
+void run_step(const Step<T>& step, const PackedLayer<Cell, T>& packed, int64_t rows, int64_t hidden) {
+  constexpr int tile = kTileRows * kTileVectors / Cell::kGates;  // sums that fill the registers as a product's tile does
+  for (int64_t row = 0; row < rows; row += tile)
+    for (int64_t unit = 0; unit < hidden; unit += kLanes<T>)
+      step_tile_of<Cell, T, tile>(std::min<int64_t>(tile, rows - row), step, packed, row, unit, hidden);
 }
 
 template <class Cell, class T>
@@ -94,6 +157,7 @@ class Forward {
       Buffers buffers(s_, rows);
       for (int64_t tile = first; tile < last; ++tile)
         run_tile(tile * rows, std::min(rows, s_.batch - tile * rows), packed, buffers);
+      finish_streams();
     });
   }
 
@@ -101,46 +165,56 @@ class Forward {
   // A tile's memory: the states of all layers, and for a chunk of steps a layer's input, its projection and its output.
   struct Buffers {
     int64_t steps, stride;
-    Scratch<T> h, c, one, other, sum_x, sum_h;
+    Scratch<T> h, c, one, other, sum_x;
     Buffers(const RecurrentSizes& s, int64_t rows)
-        : steps(std::clamp<int64_t>(kChunkRows / rows, 1, s.steps)), stride(round_up(Cell::kGates * s.hidden, kPanel<T>)),
-          h(s.layers * rows * s.hidden), c(2 * s.layers * rows * s.hidden),
-          one(steps * rows * std::max(s.input, s.hidden)), other(steps * rows * s.hidden), sum_x(steps * rows * stride),
-          sum_h(rows * stride) {}
+        : steps(std::clamp<int64_t>(kChunkRows / rows, 1, s.steps)), stride(round_up(Cell::kGates * padded<T>(s.hidden), kPanel<T>)),
+          h(s.layers * rows * padded<T>(s.hidden)), c(2 * s.layers * rows * padded<T>(s.hidden)),
+          one(steps * rows * std::max(s.input, padded<T>(s.hidden))), other(steps * rows * padded<T>(s.hidden)),
+          sum_x(steps * rows * stride) {}
   };
 
   void run_tile(int64_t first, int64_t rows, const std::vector<std::unique_ptr<PackedLayer<Cell, T>>>& packed, Buffers& b) {
-    const int64_t state = rows * s_.hidden;
+    const int64_t units = padded<T>(s_.hidden), state = rows * units;
     for (int64_t l = 0; l < s_.layers; ++l) {
-      const int64_t at = l * s_.batch * s_.hidden;
-      load_state(a_.h0 != nullptr ? a_.h0 + at : nullptr, first, rows, s_.hidden, b.h + l * state);
-      if (Cell::kCellState) load_state(a_.c0 != nullptr ? a_.c0 + at : nullptr, first, rows, s_.hidden, b.c + 2 * l * state);
+      load_state(a_.h0, l, first, rows, b.h + l * state);
+      if (Cell::kCellState) load_state(a_.c0, l, first, rows, b.c + 2 * l * state);
     }
     for (int64_t t = 0; t < s_.steps; t += b.steps) {
       const Patch patch{first, rows, t, std::min(b.steps, s_.steps - t)};
-      gather(a_.x, patch, s_.input, static_cast<T*>(b.one));
+      gather(a_.x, patch, s_.input, static_cast<T*>(b.one), s_.input);
       T *in = b.one, *out = b.other;
       for (int64_t l = 0; l < s_.layers; ++l) {
         run_layer(l, patch, in, out, *packed[l], b);
         if (l + 1 < s_.layers)
           for (int64_t s = 0; s < patch.steps; ++s)
             for (int64_t r = 0; r < rows; ++r)
-              dropout_.apply(l, (t + s) * s_.batch + first + r, s_.hidden, out + (s * rows + r) * s_.hidden);
+              dropout_.apply(l, (t + s) * s_.batch + first + r, s_.hidden, out + (s * rows + r) * units);
         in = out;
         out = out == b.other ? b.one : b.other;
       }
     }
     for (int64_t l = 0; l < s_.layers; ++l) {
-      const int64_t at = (l * s_.batch + first) * s_.hidden;
-      std::memcpy(h_n_ + at, b.h + l * state, static_cast<size_t>(state) * sizeof(T));
-      if (Cell::kCellState)
-        std::memcpy(c_n_ + at, b.c + (2 * l + s_.steps % 2) * state, static_cast<size_t>(state) * sizeof(T));
+      store_state(b.h + l * state, h_n_, l, first, rows);
+      if (Cell::kCellState) store_state(b.c + (2 * l + s_.steps % 2) * state, c_n_, l, first, rows);
     }
   }
 
+  // Between rows of a [layers, B, H] state, null for zeros, and [rows][units].
+  void load_state(const T* states, int64_t l, int64_t first, int64_t rows, T* to) const {
+    const int64_t hidden = s_.hidden, units = padded<T>(hidden);
+    std::fill(to, to + rows * units, T{0});
+    for (int64_t r = 0; states != nullptr && r < rows; ++r)
+      std::memcpy(to + r * units, states + (l * s_.batch + first + r) * hidden, static_cast<size_t>(hidden) * sizeof(T));
+  }
+  void store_state(const T* from, T* states, int64_t l, int64_t first, int64_t rows) const {
+    const int64_t hidden = s_.hidden, units = padded<T>(hidden);
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(states + (l * s_.batch + first + r) * hidden, from + r * units, static_cast<size_t>(hidden) * sizeof(T));
+  }
+
   void run_layer(int64_t l, const Patch& p, const T* in, T* out, const PackedLayer<Cell, T>& packed, Buffers& b) {
-    const int64_t hidden = s_.hidden, state = p.rows * hidden, width = s_.width(l);
-    multiply<T>(p.steps * p.rows, b.stride, width, {in, width, 1}, packed.x(), b.sum_x, b.stride);
+    const int64_t hidden = s_.hidden, state = p.rows * padded<T>(hidden), row = l == 0 ? s_.input : padded<T>(hidden);
+    multiply<T>(p.steps * p.rows, b.stride, s_.width(l), {in, row, 1}, packed.x(), b.sum_x, b.stride);
     const bool shown = l + 1 == s_.layers && output_.data != nullptr;
     const SequenceView<T> gates = layer_view(kept_.gates, l, s_, 4 * hidden), cells = layer_view(kept_.cell, l, s_, hidden);
     const SequenceView<T> hiddens = shown ? output_ : layer_view(kept_.hidden, l, s_, hidden);
@@ -149,20 +223,25 @@ class Forward {
       const int64_t t = p.begin + s;
       const T* h_before = s == 0 ? h : out + (s - 1) * state;
       T* c = b.c + 2 * l * state;
-      multiply<T>(p.rows, b.stride, hidden, {h_before, hidden, 1}, packed.h(), b.sum_h, b.stride);
       const Step<T> step{b.sum_x + s * p.rows * b.stride,
-                         b.sum_h,
                          b.stride,
+                         h_before,
                          Cell::kCellState ? c + t % 2 * state : h_before,
                          c + (t + 1) % 2 * state,
                          out + s * state,
                          gates.data != nullptr ? gates.at(p.first, t) : nullptr,
                          hiddens.data != nullptr ? hiddens.at(p.first, t) : nullptr,
                          cells.data != nullptr ? cells.at(p.first, t) : nullptr,
-                         hiddens.batch};
-      apply_cell<Cell, T>(step, packed.bias_x(), packed.bias_h(), p.rows, hidden);
+                         hiddens.batch,
+                         stream_ && hiddens.data != nullptr && whole_lines(hiddens)};
+      run_step<Cell, T>(step, packed, p.rows, hidden);
     }
     std::memcpy(h, out + (p.steps - 1) * state, static_cast<size_t>(state) * sizeof(T));
+  }
+
+  static bool whole_lines(const SequenceView<T>& view) {
+    constexpr int64_t line = kLanes<T>;
+    return view.batch % line == 0 && view.step % line == 0 && reinterpret_cast<uintptr_t>(view.data) % (line * sizeof(T)) == 0;
   }
 
   const RecurrentArguments<T>& a_;
@@ -171,6 +250,10 @@ class Forward {
   T *h_n_, *c_n_;
   const RecurrentKept<T>& kept_;
   const Dropout dropout_;
+  // Kept arrays larger than a cache are read again when they have left it.
+  const bool stream_ = kept_.gates != nullptr && s_.hidden % kLanes<T> == 0 &&
+                       s_.layers * s_.steps * s_.batch * 4 * s_.hidden * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
+                       whole_lines(layer_view(kept_.gates, 0, s_, 4 * s_.hidden)) && whole_lines(layer_view(kept_.cell, 0, s_, s_.hidden));
 };
 
 }  // namespace

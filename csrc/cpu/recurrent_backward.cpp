@@ -13,6 +13,12 @@ inline int64_t group_count(const RecurrentSizes& s, int64_t set, int64_t kept) {
   return std::clamp<int64_t>(kept / 2 / set, 1, by_rows);  // sets are memory: never more than half of what forward kept
 }
 
+// Asks for n elements to come into the second cache.
+template <class T>
+inline void prefetch(const T* data, int64_t n) {
+  for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(data + j, 0, 2);
+}
+
 // Rows r = 0, 1, .. at data + r * stride.
 template <class T>
 struct Rows {
@@ -29,7 +35,7 @@ class Backward {
         dropout_{arguments.seed, arguments.dropout} {
     for (int64_t l = 0; l < s_.layers; ++l) {
       set_at_.push_back(set_size_);
-      set_size_ += rows_ * (padded(s_.width(l)) + padded(s_.hidden)) + 4 * s_.hidden;
+      set_size_ += (s_.width(l) + 1 + s_.hidden + 1) * padded(rows_);
       packed_.push_back(std::make_unique<Packed>(*this, l));
     }
   }
@@ -71,15 +77,16 @@ class Backward {
   };
 
   struct Buffers {
+    static constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
     int64_t steps, gates_stride;
-    Scratch<T> dh, dc, dy, dx, gates, panels, row, zeros;
+    Scratch<T> dh, dc, dy, dx, gates, inputs, zeros;
     Buffers(const Backward& b, int64_t rows)
         : steps(std::clamp<int64_t>(kChunkRows / rows, 1, b.s_.steps)),
-          gates_stride(4 * b.s_.hidden + 64 / static_cast<int64_t>(sizeof(T))),  // no power of two: columns would share cache sets
+          // An odd number of cache lines, lest columns share cache sets; the products read whole panels.
+          gates_stride((round_up(std::max(4 * b.s_.hidden, Cell::kFirstH * b.s_.hidden + padded(b.rows_)), line) / line | 1) * line),
           dh(2 * b.s_.layers * rows * padded(b.s_.hidden)), dc(2 * b.s_.layers * rows * b.s_.hidden),
           dy(steps * rows * padded(b.s_.hidden)), dx(steps * rows * padded(std::max(b.s_.input, b.s_.hidden))),
-          gates(steps * rows * gates_stride), panels(steps * rows * padded(std::max(b.s_.input, b.s_.hidden))),
-          row(steps * rows * std::max(b.s_.input, b.s_.hidden)), zeros(b.s_.hidden) {
+          gates(steps * rows * gates_stride), inputs(steps * rows * (std::max(b.s_.input, b.s_.hidden) + 1)), zeros(b.s_.hidden) {
       std::fill(zeros + 0, zeros + b.s_.hidden, T{0});
     }
   };
@@ -104,7 +111,12 @@ class Backward {
       if (g_.h_n != nullptr)
         for (int64_t r = 0; r < rows; ++r)
           std::memcpy(dh + r * wide, g_.h_n + at + r * hidden, static_cast<size_t>(hidden) * sizeof(T));
-      if (Cell::kCellState) load_state(g_.c_n != nullptr ? g_.c_n + at - first * hidden : nullptr, first, rows, hidden, b.dc + 2 * l * count);
+      if (!Cell::kCellState) continue;
+      T* dc = b.dc + 2 * l * count;
+      if (g_.c_n != nullptr)
+        std::memcpy(dc, g_.c_n + at, static_cast<size_t>(count) * sizeof(T));
+      else
+        std::fill(dc, dc + count, T{0});
     }
     int64_t done = 0;  // steps gone back: which of the two dh and dc buffers is current
     for (int64_t end = s_.steps; end > 0;) {
@@ -112,7 +124,7 @@ class Backward {
       const T* dy = nullptr;
       int64_t dy_stride = hidden;
       if (g_.output.data != nullptr) {
-        gather(g_.output, patch, hidden, static_cast<T*>(b.dy));
+        gather(g_.output, patch, hidden, static_cast<T*>(b.dy), hidden);
         dy = b.dy;
       }
       for (int64_t l = s_.layers - 1; l >= 0; --l) {
@@ -159,6 +171,11 @@ class Backward {
         const T *gates = kept.at(p.first + r, t), *earlier = state.data + r * state.stride;
         const T* later = Cell::kCellState ? cells.at(p.first + r, t) : nullptr;
         const T* row_dy = dy != nullptr ? dy + (s * p.rows + r) * dy_stride : nullptr;
+        // What the next step, and the weights' gradients, read comes in meanwhile.
+        if (t > 0) prefetch(kept.at(p.first + r, t - 1), 4 * hidden);
+        if (t > 1) prefetch((Cell::kCellState ? cells : hiddens).at(p.first + r, t - 2), hidden);
+        if (Cell::kCellState && t > 0) prefetch(hiddens.at(p.first + r, t - 1), hidden);
+        if (l > 0) prefetch(hidden_states(l - 1).at(p.first + r, t), hidden);
         for_each_pack<T>(hidden, [&](auto pack, int64_t j) {
           using P = decltype(pack);
           P values[4], grad[4], carried{}, after{};
@@ -181,68 +198,58 @@ class Backward {
     }
   }
 
-  // Adds a chunk's products of gate gradients with the layer's inputs and with its states to a group's set.
+  // Adds a chunk's products of the layer's inputs, and of its states, with the gate gradients to a group's set: the transposes of the
+  // weights' gradients, and under them that of the bias, a weight whose input is one.
   void add_weight_gradients(int64_t l, const Patch& p, Buffers& b, T* set) {
-    const int64_t hidden = s_.hidden, width = s_.width(l), depth = p.steps * p.rows;
-    T* in = b.row;
-    if (l == 0) {
-      gather(a_.x, p, width, in);
-    } else {
-      gather(hidden_states(l - 1), p, width, in);
+    const int64_t hidden = s_.hidden, width = s_.width(l), depth = p.steps * p.rows, columns = padded(rows_);
+    const auto add = [&](int64_t inputs, int64_t first_gate) {
+      for (int64_t i = 0; i < depth; ++i) b.inputs[i * (inputs + 1) + inputs] = 1;
+      multiply<T>(inputs + 1, columns, depth, {b.inputs, 1, inputs + 1}, row_major<T>(b.gates + first_gate * hidden, b.gates_stride), set,
+                  columns, true);
+      set += (inputs + 1) * columns;
+    };
+    gather(l == 0 ? a_.x : hidden_states(l - 1), p, width, static_cast<T*>(b.inputs), width + 1);
+    if (l > 0)
       for (int64_t s = 0; s < p.steps; ++s)
         for (int64_t r = 0; r < p.rows; ++r)
-          dropout_.apply(l - 1, (p.begin + s) * s_.batch + p.first + r, hidden, in + (s * p.rows + r) * width);
-    }
-    for (int64_t i = 0; i < depth; ++i) pack_row<kPanel<T>>(in + i * width, width, static_cast<T*>(b.panels), depth, i);
-    multiply<T>(rows_, padded(width), depth, {b.gates + Cell::kFirstX * hidden, 1, b.gates_stride}, b.panels, set, padded(width), true);
-    set += rows_ * padded(width);
+          dropout_.apply(l - 1, (p.begin + s) * s_.batch + p.first + r, hidden, b.inputs + (s * p.rows + r) * (width + 1));
+    add(width, Cell::kFirstX);
     for (int64_t s = 0; s < p.steps; ++s) {
       const Rows<T> state = before(hidden_states(l), a_.h0, l, p.first, p.begin + s, b.zeros);
       for (int64_t r = 0; r < p.rows; ++r)
-        pack_row<kPanel<T>>(state.data + r * state.stride, hidden, static_cast<T*>(b.panels), depth, s * p.rows + r);
+        std::memcpy(b.inputs + (s * p.rows + r) * (hidden + 1), state.data + r * state.stride, static_cast<size_t>(hidden) * sizeof(T));
     }
-    multiply<T>(rows_, padded(hidden), depth, {b.gates + Cell::kFirstH * hidden, 1, b.gates_stride}, b.panels, set, padded(hidden), true);
-    set += rows_ * padded(hidden);
-    each_column_once<T>(4 * hidden, [&](auto pack, int64_t j) {
-      using P = decltype(pack);
-      P sum{};
-      for (int64_t i = 0; i < depth; ++i) sum += load<P>(b.gates + i * b.gates_stride + j);
-      store(set + j, static_cast<P>(load<P>(set + j) + sum));
-    });
+    add(hidden, Cell::kFirstH);
   }
 
   // Adds the groups' sets in order, and puts rows and columns into torch's places.
-  void reduce(const T* sets, int64_t groups) {
+  void reduce(T* sets, int64_t groups) {
+    parallel_for(set_size_, 16384 / groups, [&](int64_t first, int64_t last) {
+      for (int64_t group = 1; group < groups; ++group) {
+        const T* const other = sets + group * set_size_;
+        for (int64_t j = first; j < last; ++j) sets[j] += other[j];
+      }
+    });
     T* to = g_.dweights;
     for (int64_t l = 0; l < s_.layers; ++l) {
       const bool biases = a_.layer[l].bias_ih != nullptr;
-      const int64_t hidden = s_.hidden, width = s_.width(l);
-      const T* from = sets + set_at_[l];
-      const auto sum = [&](const T* source, int64_t columns, T* target) {
-        for (int64_t j = 0; j < columns; ++j) {
-          T total = source[j];
-          for (int64_t group = 1; group < groups; ++group) total += source[group * set_size_ + j];
-          target[j] = total;
-        }
-      };
+      const int64_t hidden = s_.hidden, width = s_.width(l), columns = padded(rows_);
+      const T* const x = sets + set_at_[l];
+      const T* const h = x + (width + 1) * columns;
       T* const w_x = to;
       T* const w_h = w_x + rows_ * width;
-      const T* const from_h = from + rows_ * padded(width);
-      parallel_for(rows_, 1 + 16384 / (groups * (width + hidden)), [&](int64_t first, int64_t last) {
+      T* const b_x = w_h + rows_ * hidden;
+      parallel_for(rows_, 1 + 16384 / (width + hidden), [&](int64_t first, int64_t last) {
         for (int64_t k = first; k < last; ++k) {
-          const int64_t unit = k % hidden, gate = k / hidden;
-          sum(from + k * padded(width), width, w_x + (Cell::kRowOfX[gate] * hidden + unit) * width);
-          sum(from_h + k * padded(hidden), hidden, w_h + (Cell::kRowOfH[gate] * hidden + unit) * hidden);
+          const int64_t row_x = Cell::kRowOfX[k / hidden] * hidden + k % hidden, row_h = Cell::kRowOfH[k / hidden] * hidden + k % hidden;
+          for (int64_t j = 0; j < width; ++j) w_x[row_x * width + j] = x[j * columns + k];
+          for (int64_t j = 0; j < hidden; ++j) w_h[row_h * hidden + j] = h[j * columns + k];
+          if (!biases) continue;
+          b_x[row_x] = x[width * columns + k];
+          b_x[rows_ + row_h] = h[hidden * columns + k];
         }
       });
-      to = w_h + rows_ * hidden;
-      if (!biases) continue;
-      const T* const sums = from_h + rows_ * padded(hidden);
-      for (int64_t gate = 0; gate < Cell::kGates; ++gate) {
-        sum(sums + (Cell::kFirstX + gate) * hidden, hidden, to + Cell::kRowOfX[gate] * hidden);
-        sum(sums + (Cell::kFirstH + gate) * hidden, hidden, to + rows_ + Cell::kRowOfH[gate] * hidden);
-      }
-      to += 2 * rows_;
+      to = b_x + (biases ? 2 * rows_ : 0);
     }
   }
 
@@ -254,7 +261,7 @@ class Backward {
   const Dropout dropout_;
   const int64_t rows_ = Cell::kGates * s_.hidden;  // of a weight matrix
   std::vector<int64_t> set_at_;
-  int64_t set_size_ = 0;  // elements of a set: of each layer weight_ih, weight_hh (rows padded to panels) and 4H column sums
+  int64_t set_size_ = 0;  // elements of a set: of each layer the transposed weight_ih and weight_hh, each with a row for its bias
   std::vector<std::unique_ptr<Packed>> packed_;
 };
 

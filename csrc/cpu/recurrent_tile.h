@@ -33,19 +33,19 @@ struct Patch {
   int64_t first, rows, begin, steps;
 };
 
-// Copies a patch of a sequence to [steps][rows][columns].
+// Copies a patch of a sequence to [steps][rows][columns], rows `stride` elements apart.
 template <class T>
-void gather(const SequenceView<const T>& from, const Patch& p, int64_t columns, T* to) {
+void gather(const SequenceView<const T>& from, const Patch& p, int64_t columns, T* to, int64_t stride) {
   if (from.column == 1) {
     for (int64_t s = 0; s < p.steps; ++s)
       for (int64_t r = 0; r < p.rows; ++r)
-        std::memcpy(to + (s * p.rows + r) * columns, from.at(p.first + r, p.begin + s), static_cast<size_t>(columns) * sizeof(T));
+        std::memcpy(to + (s * p.rows + r) * stride, from.at(p.first + r, p.begin + s), static_cast<size_t>(columns) * sizeof(T));
     return;
   }
   for (int64_t r = 0; r < p.rows; ++r)  // feature after feature, each over all steps: Alpha360's rows
     for (int64_t j = 0; j < columns; ++j) {
       const T* source = from.at(p.first + r, p.begin) + j * from.column;
-      for (int64_t s = 0; s < p.steps; ++s) to[(s * p.rows + r) * columns + j] = source[s * from.step];
+      for (int64_t s = 0; s < p.steps; ++s) to[(s * p.rows + r) * stride + j] = source[s * from.step];
     }
 }
 
@@ -61,15 +61,6 @@ void scatter(const T* from, int64_t stride, const Patch& p, int64_t columns, con
       else
         for (int64_t j = 0; j < columns; ++j) row[j * to.column] = source[j];
     }
-}
-
-// Rows of a [.., B, H] state array, or zeros, to [rows][H].
-template <class T>
-void load_state(const T* state, int64_t first, int64_t rows, int64_t hidden, T* to) {
-  if (state == nullptr)
-    std::fill(to, to + rows * hidden, T{0});
-  else
-    std::memcpy(to, state + first * hidden, static_cast<size_t>(rows * hidden) * sizeof(T));
 }
 
 // [layer, T, B, columns], dense.
