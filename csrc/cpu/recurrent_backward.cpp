@@ -6,6 +6,8 @@ namespace {
 constexpr int64_t kTile = 64;        // batch rows of a tile, at most
 constexpr int64_t kChunkRows = 192;  // depth of a product that adds to the weight gradients: steps of a chunk times rows of the tile
 
+constexpr int64_t kLarge = int64_t{1} << 27;  // multiplications of the weight gradients from which on one group is too slow for one thread
+
 // The batch is cut into groups by the sizes alone. A group's tiles add to one set of weight gradients, and the sets are added in
 // order: the same sums for any number of threads.
 inline int64_t group_count(const RecurrentSizes& s, int64_t set, int64_t kept) {
@@ -42,20 +44,10 @@ class Backward {
 
   void run() {
     const int64_t groups = group_count(s_, set_size_, s_.layers * s_.steps * s_.batch * 4 * s_.hidden);
-    const int64_t group_rows = (s_.batch + groups - 1) / groups;
-    const int64_t tiles = (group_rows + kTile - 1) / kTile, tile_rows = (group_rows + tiles - 1) / tiles;
-    Scratch<T> sets(groups * set_size_);
-    parallel_for(groups, 1, [&](int64_t first, int64_t last) {
-      Buffers buffers(*this, tile_rows);
-      for (int64_t group = first; group < last; ++group) {
-        T* set = sets + group * set_size_;
-        std::fill(set, set + set_size_, T{0});
-        const int64_t end = std::min(s_.batch, (group + 1) * group_rows);
-        for (int64_t row = group * group_rows; row < end; row += tile_rows)
-          run_tile(row, std::min(tile_rows, end - row), buffers, set);
-      }
-    });
-    reduce(sets, groups);
+    if (groups == 1 && s_.steps * s_.batch * set_size_ >= kLarge)
+      by_layers();
+    else
+      by_groups(groups);
   }
 
  private:
@@ -76,19 +68,21 @@ class Backward {
     }
   };
 
-  struct Buffers {
-    static constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-    int64_t steps, gates_stride;
-    Scratch<T> dh, dc, dy, dx, gates, inputs, zeros;
-    Buffers(const Backward& b, int64_t rows)
-        : steps(std::clamp<int64_t>(kChunkRows / rows, 1, b.s_.steps)),
-          // An odd number of cache lines, lest columns share cache sets; the products read whole panels.
-          gates_stride((round_up(std::max(4 * b.s_.hidden, Cell::kFirstH * b.s_.hidden + padded(b.rows_)), line) / line | 1) * line),
-          dh(2 * b.s_.layers * rows * padded(b.s_.hidden)), dc(2 * b.s_.layers * rows * b.s_.hidden),
-          dy(steps * rows * padded(b.s_.hidden)), dx(steps * rows * padded(std::max(b.s_.input, b.s_.hidden))),
-          gates(steps * rows * gates_stride), inputs(steps * rows * (std::max(b.s_.input, b.s_.hidden) + 1)), zeros(b.s_.hidden) {
+  // The gradients of a tile's states, of all layers, each twice: after a step and before it.
+  struct States {
+    Scratch<T> dh, dc, zeros;
+    States(const Backward& b, int64_t rows)
+        : dh(2 * b.s_.layers * rows * padded(b.s_.hidden)), dc(2 * b.s_.layers * rows * b.s_.hidden), zeros(b.s_.hidden) {
       std::fill(zeros + 0, zeros + b.s_.hidden, T{0});
     }
+  };
+
+  // What the steps of a chunk need: the gradients of a layer's output, of its input and of its gates, and its inputs.
+  struct Chunk {
+    Scratch<T> dy, dx, gates, inputs;
+    Chunk(const Backward& b, int64_t rows)  // steps times rows
+        : dy(rows * b.s_.hidden), dx(rows * padded(std::max(b.s_.input, b.s_.hidden))), gates(rows * b.gates_stride_),
+          inputs(rows * (std::max(b.s_.input, b.s_.hidden) + 1)) {}
   };
 
   // The state before step t of a layer: of the step before it, or the initial one, or zeros.
@@ -102,62 +96,134 @@ class Backward {
     return l + 1 == s_.layers && output_.data != nullptr ? output_ : layer_view(kept_.hidden, l, s_, s_.hidden);
   }
 
-  void run_tile(int64_t first, int64_t rows, Buffers& b, T* set) {
-    const int64_t hidden = s_.hidden, wide = padded(hidden), count = rows * hidden;
-    for (int64_t l = 0; l < s_.layers; ++l) {
-      T* dh = b.dh + 2 * l * rows * wide;
-      std::fill(dh, dh + 2 * rows * wide, T{0});
-      const int64_t at = (l * s_.batch + first) * hidden;
-      if (g_.h_n != nullptr)
-        for (int64_t r = 0; r < rows; ++r)
-          std::memcpy(dh + r * wide, g_.h_n + at + r * hidden, static_cast<size_t>(hidden) * sizeof(T));
-      if (!Cell::kCellState) continue;
-      T* dc = b.dc + 2 * l * count;
-      if (g_.c_n != nullptr)
-        std::memcpy(dc, g_.c_n + at, static_cast<size_t>(count) * sizeof(T));
-      else
-        std::fill(dc, dc + count, T{0});
-    }
-    int64_t done = 0;  // steps gone back: which of the two dh and dc buffers is current
+  // Many rows: the batch's groups side by side, each with all layers of a chunk of steps while its gradients are in the cache.
+  void by_groups(int64_t groups) {
+    const int64_t group_rows = (s_.batch + groups - 1) / groups;
+    const int64_t tiles = (group_rows + kTile - 1) / kTile, tile_rows = (group_rows + tiles - 1) / tiles;
+    const int64_t steps = std::clamp<int64_t>(kChunkRows / tile_rows, 1, s_.steps);
+    Scratch<T> sets(groups * set_size_);
+    parallel_for(groups, 1, [&](int64_t first, int64_t last) {
+      States states(*this, tile_rows);
+      Chunk chunk(*this, steps * tile_rows);
+      for (int64_t group = first; group < last; ++group) {
+        T* set = sets + group * set_size_;
+        std::fill(set, set + set_size_, T{0});
+        const int64_t end = std::min(s_.batch, (group + 1) * group_rows);
+        for (int64_t row = group * group_rows; row < end; row += tile_rows)
+          run_tile(row, std::min(tile_rows, end - row), steps, states, chunk, set);
+      }
+    });
+    reduce(sets, groups);
+  }
+
+  void run_tile(int64_t first, int64_t rows, int64_t steps, States& states, Chunk& chunk, T* set) {
+    const int64_t hidden = s_.hidden;
+    for (int64_t l = 0; l < s_.layers; ++l) load_states(l, first, rows, states);
+    int64_t done = 0;  // steps gone back
     for (int64_t end = s_.steps; end > 0;) {
-      const Patch patch{first, rows, std::max<int64_t>(0, end - b.steps), std::min(b.steps, end)};
+      const Patch patch{first, rows, std::max<int64_t>(0, end - steps), std::min(steps, end)};
       const T* dy = nullptr;
       int64_t dy_stride = hidden;
       if (g_.output.data != nullptr) {
-        gather(g_.output, patch, hidden, static_cast<T*>(b.dy), hidden);
-        dy = b.dy;
+        gather(g_.output, patch, hidden, static_cast<T*>(chunk.dy), hidden);
+        dy = chunk.dy;
       }
       for (int64_t l = s_.layers - 1; l >= 0; --l) {
-        through_cells(l, patch, dy, dy_stride, done, b);
-        add_weight_gradients(l, patch, b, set + set_at_[l]);
+        through_cells(l, patch, dy, dy_stride, chunk.gates, rows, done, states);
+        const int64_t depth = patch.steps * rows, columns = padded(s_.width(l));
+        T* to = set + set_at_[l];
+        gather_inputs(l, patch, chunk.inputs);
+        add_products(s_.width(l), depth, chunk.inputs, chunk.gates + Cell::kFirstX * hidden, 0, padded(rows_), to);
+        gather_states(l, patch, states, chunk.inputs);
+        add_products(hidden, depth, chunk.inputs, chunk.gates + Cell::kFirstH * hidden, 0, padded(rows_),
+                     to + (s_.width(l) + 1) * padded(rows_));
         if (l == 0 && g_.dx.data == nullptr) break;
-        const int64_t columns = padded(s_.width(l));
-        multiply<T>(patch.steps * rows, columns, rows_, {b.gates + Cell::kFirstX * hidden, b.gates_stride, 1}, packed_[l]->x, b.dx,
-                    columns);
-        if (l == 0) {
-          scatter(static_cast<const T*>(b.dx), columns, patch, s_.input, g_.dx);
-          break;
-        }
-        for (int64_t s = 0; s < patch.steps; ++s)
-          for (int64_t r = 0; r < rows; ++r)
-            dropout_.apply(l - 1, (patch.begin + s) * s_.batch + first + r, hidden, b.dx + (s * rows + r) * columns);
-        dy = b.dx;
+        multiply<T>(depth, columns, rows_, {chunk.gates + Cell::kFirstX * hidden, gates_stride_, 1}, packed_[l]->x, chunk.dx, columns);
+        pass_down(l, patch, chunk.dx);
+        dy = chunk.dx;
         dy_stride = columns;
       }
       done += patch.steps;
       end = patch.begin;
     }
-    for (int64_t l = 0; l < s_.layers; ++l) {
-      const int64_t at = (l * s_.batch + first) * hidden;
-      const T* dh = b.dh + (2 * l + done % 2) * rows * wide;
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(g_.dh0 + at + r * hidden, dh + r * wide, static_cast<size_t>(hidden) * sizeof(T));
-      if (Cell::kCellState)
-        std::memcpy(g_.dc0 + at, b.dc + (2 * l + done % 2) * count, static_cast<size_t>(count) * sizeof(T));
-    }
+    for (int64_t l = 0; l < s_.layers; ++l) store_states(l, first, rows, states);
   }
 
-  // Back through a chunk of steps of one layer: the gradients of its gates' sums to b.gates, [steps][rows][gates_stride].
-  void through_cells(int64_t l, const Patch& p, const T* dy, int64_t dy_stride, int64_t done, Buffers& b) {
+  // Few rows share large weights: layer after layer, its steps by tiles of rows, then the products of all its steps at once.
+  void by_layers() {
+    const int64_t hidden = s_.hidden, depth = s_.steps * s_.batch, wide = padded(hidden);
+    const int64_t threads = std::min(thread_count(), s_.batch), each = (s_.batch + threads - 1) / threads;
+    const int64_t tiles = threads * ((each + kTile - 1) / kTile), tile_rows = (s_.batch + tiles - 1) / tiles;
+    Scratch<T> set(set_size_);
+    Chunk chunk(*this, depth);
+    const States zeros(*this, 1);
+    std::fill(set + 0, set + set_size_, T{0});
+    const auto each_step = [&](const auto& body) {
+      parallel_for(s_.steps, 1 + 16384 / (s_.batch * hidden), [&](int64_t first, int64_t last) { body(Patch{0, s_.batch, first, last - first}); });
+    };
+    const auto add = [&](int64_t inputs, int64_t first_gate, T* to) {
+      parallel_for(padded(rows_) / kPanel<T>, 1 + 262144 / (depth * inputs), [&](int64_t first, int64_t last) {
+        add_products(inputs, depth, chunk.inputs, chunk.gates + first_gate * hidden, first * kPanel<T>, last * kPanel<T>, to);
+      });
+    };
+    T* dy = nullptr;
+    if (g_.output.data != nullptr) {
+      dy = chunk.dx;
+      each_step([&](const Patch& p) { gather(g_.output, p, hidden, dy + p.begin * s_.batch * wide, wide); });
+    }
+    for (int64_t l = s_.layers - 1; l >= 0; --l) {
+      parallel_for((s_.batch + tile_rows - 1) / tile_rows, 1, [&](int64_t first, int64_t last) {
+        States states(*this, tile_rows);
+        for (int64_t row = first * tile_rows; row < std::min(s_.batch, last * tile_rows); row += tile_rows) {
+          const int64_t rows = std::min(tile_rows, s_.batch - row);
+          load_states(l, row, rows, states);
+          through_cells(l, {row, rows, 0, s_.steps}, dy != nullptr ? dy + row * wide : nullptr, wide, chunk.gates + row * gates_stride_,
+                        s_.batch, 0, states);
+          store_states(l, row, rows, states);
+        }
+      });
+      const int64_t width = s_.width(l), columns = padded(width);
+      T* to = set + set_at_[l];
+      each_step([&](const Patch& p) { gather_inputs(l, p, chunk.inputs + p.begin * s_.batch * (width + 1)); });
+      add(width, Cell::kFirstX, to);
+      each_step([&](const Patch& p) { gather_states(l, p, zeros, chunk.inputs + p.begin * s_.batch * (hidden + 1)); });
+      add(hidden, Cell::kFirstH, to + (width + 1) * padded(rows_));
+      if (l == 0 && g_.dx.data == nullptr) break;
+      each_step([&](const Patch& p) {
+        const int64_t at = p.begin * s_.batch;
+        multiply<T>(p.steps * s_.batch, columns, rows_, {chunk.gates + at * gates_stride_ + Cell::kFirstX * hidden, gates_stride_, 1},
+                    packed_[l]->x, chunk.dx + at * columns, columns);
+        pass_down(l, p, chunk.dx + at * columns);
+      });
+      dy = chunk.dx;
+    }
+    reduce(set, 1);
+  }
+
+  // The gradients of the states after the last step in, of those before the first out.
+  void load_states(int64_t l, int64_t first, int64_t rows, States& states) const {
+    const int64_t hidden = s_.hidden, wide = padded(hidden), count = rows * hidden, at = (l * s_.batch + first) * hidden;
+    T *dh = states.dh + 2 * l * rows * wide, *dc = states.dc + 2 * l * count;
+    std::fill(dh, dh + 2 * rows * wide, T{0});
+    if (g_.h_n != nullptr)
+      for (int64_t r = 0; r < rows; ++r) std::memcpy(dh + r * wide, g_.h_n + at + r * hidden, static_cast<size_t>(hidden) * sizeof(T));
+    if (!Cell::kCellState) return;
+    if (g_.c_n != nullptr)
+      std::memcpy(dc, g_.c_n + at, static_cast<size_t>(count) * sizeof(T));
+    else
+      std::fill(dc, dc + count, T{0});
+  }
+  void store_states(int64_t l, int64_t first, int64_t rows, const States& states) const {
+    const int64_t hidden = s_.hidden, wide = padded(hidden), count = rows * hidden, at = (l * s_.batch + first) * hidden;
+    const T* dh = states.dh + (2 * l + s_.steps % 2) * rows * wide;
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(g_.dh0 + at + r * hidden, dh + r * wide, static_cast<size_t>(hidden) * sizeof(T));
+    if (Cell::kCellState)
+      std::memcpy(g_.dc0 + at, states.dc + (2 * l + s_.steps % 2) * count, static_cast<size_t>(count) * sizeof(T));
+  }
+
+  // Back through a chunk of steps of one layer: the gradients of its gates' sums to `gates`. Both matrices are [steps][.., rows, ..][stride],
+  // `between` rows from step to step; dy may be null.
+  void through_cells(int64_t l, const Patch& p, const T* dy, int64_t dy_stride, T* gates_out, int64_t between, int64_t done, const States& b) {
     const int64_t hidden = s_.hidden, wide = padded(hidden);
     const SequenceView<const T> kept = layer_view(kept_.gates, l, s_, 4 * hidden), cells = layer_view(kept_.cell, l, s_, hidden);
     const SequenceView<const T> hiddens = hidden_states(l);
@@ -165,12 +231,12 @@ class Backward {
       const int64_t t = p.begin + s;
       const T *dh = b.dh + (2 * l + done % 2) * p.rows * wide, *dc = b.dc + (2 * l + done % 2) * p.rows * hidden;
       T *dh_before = b.dh + (2 * l + (done + 1) % 2) * p.rows * wide, *dc_before = b.dc + (2 * l + (done + 1) % 2) * p.rows * hidden;
-      T* grads = b.gates + s * p.rows * b.gates_stride;
+      T* grads = gates_out + s * between * gates_stride_;
       const Rows<T> state = Cell::kCellState ? before(cells, a_.c0, l, p.first, t, b.zeros) : before(hiddens, a_.h0, l, p.first, t, b.zeros);
       for (int64_t r = 0; r < p.rows; ++r) {
         const T *gates = kept.at(p.first + r, t), *earlier = state.data + r * state.stride;
         const T* later = Cell::kCellState ? cells.at(p.first + r, t) : nullptr;
-        const T* row_dy = dy != nullptr ? dy + (s * p.rows + r) * dy_stride : nullptr;
+        const T* row_dy = dy != nullptr ? dy + (s * between + r) * dy_stride : nullptr;
         // What the next step, and the weights' gradients, read comes in meanwhile.
         if (t > 0) prefetch(kept.at(p.first + r, t - 1), 4 * hidden);
         if (t > 1) prefetch((Cell::kCellState ? cells : hiddens).at(p.first + r, t - 2), hidden);
@@ -189,37 +255,55 @@ class Backward {
           }
           Cell::template backward<Math<T>>(values, load<P>(earlier + j), after, d, carried, grad);
 #pragma GCC unroll 4
-          for (int64_t g = 0; g < 4; ++g) store(grads + r * b.gates_stride + g * hidden + j, grad[g]);
+          for (int64_t g = 0; g < 4; ++g) store(grads + r * gates_stride_ + g * hidden + j, grad[g]);
           store(Cell::kCellState ? dc_before + r * hidden + j : dh_before + r * wide + j, carried);
         });
       }
-      multiply<T>(p.rows, wide, rows_, {grads + Cell::kFirstH * hidden, b.gates_stride, 1}, packed_[l]->h, dh_before, wide,
+      multiply<T>(p.rows, wide, rows_, {grads + Cell::kFirstH * hidden, gates_stride_, 1}, packed_[l]->h, dh_before, wide,
                   !Cell::kCellState);
     }
   }
 
-  // Adds a chunk's products of the layer's inputs, and of its states, with the gate gradients to a group's set: the transposes of the
-  // weights' gradients, and under them that of the bias, a weight whose input is one.
-  void add_weight_gradients(int64_t l, const Patch& p, Buffers& b, T* set) {
-    const int64_t hidden = s_.hidden, width = s_.width(l), depth = p.steps * p.rows, columns = padded(rows_);
-    const auto add = [&](int64_t inputs, int64_t first_gate) {
-      for (int64_t i = 0; i < depth; ++i) b.inputs[i * (inputs + 1) + inputs] = 1;
-      multiply<T>(inputs + 1, columns, depth, {b.inputs, 1, inputs + 1}, row_major<T>(b.gates + first_gate * hidden, b.gates_stride), set,
-                  columns, true);
-      set += (inputs + 1) * columns;
-    };
-    gather(l == 0 ? a_.x : hidden_states(l - 1), p, width, static_cast<T*>(b.inputs), width + 1);
-    if (l > 0)
-      for (int64_t s = 0; s < p.steps; ++s)
-        for (int64_t r = 0; r < p.rows; ++r)
-          dropout_.apply(l - 1, (p.begin + s) * s_.batch + p.first + r, hidden, b.inputs + (s * p.rows + r) * (width + 1));
-    add(width, Cell::kFirstX);
+  // A layer's inputs, and its states before each step, [steps][rows][columns + 1]: with a one at the end, for the bias is a weight whose input
+  // is one.
+  void gather_inputs(int64_t l, const Patch& p, T* to) const {
+    const int64_t width = s_.width(l), stride = width + 1;
+    gather(l == 0 ? a_.x : hidden_states(l - 1), p, width, to, stride);
+    for (int64_t s = 0; s < p.steps; ++s)
+      for (int64_t r = 0; r < p.rows; ++r) {
+        T* const row = to + (s * p.rows + r) * stride;
+        if (l > 0) dropout_.apply(l - 1, (p.begin + s) * s_.batch + p.first + r, width, row);
+        row[width] = 1;
+      }
+  }
+  void gather_states(int64_t l, const Patch& p, const States& states, T* to) const {
+    const int64_t hidden = s_.hidden, stride = hidden + 1;
     for (int64_t s = 0; s < p.steps; ++s) {
-      const Rows<T> state = before(hidden_states(l), a_.h0, l, p.first, p.begin + s, b.zeros);
-      for (int64_t r = 0; r < p.rows; ++r)
-        std::memcpy(b.inputs + (s * p.rows + r) * (hidden + 1), state.data + r * state.stride, static_cast<size_t>(hidden) * sizeof(T));
+      const Rows<T> state = before(hidden_states(l), a_.h0, l, p.first, p.begin + s, states.zeros);
+      for (int64_t r = 0; r < p.rows; ++r) {
+        T* const row = to + (s * p.rows + r) * stride;
+        std::memcpy(row, state.data + r * state.stride, static_cast<size_t>(hidden) * sizeof(T));
+        row[hidden] = 1;
+      }
     }
-    add(hidden, Cell::kFirstH);
+  }
+
+  // Adds the products of `depth` inputs with the gradients of gates in columns [first, last): the transpose of a weight's gradient, and under it
+  // that of its bias.
+  void add_products(int64_t inputs, int64_t depth, const T* input, const T* gates, int64_t first, int64_t last, T* to) const {
+    const int64_t stride = inputs + 1;
+    for (int64_t i = 0; i < depth; i += kChunkRows)
+      multiply<T>(stride, last - first, std::min(kChunkRows, depth - i), {input + i * stride, 1, stride},
+                  row_major<T>(gates + i * gates_stride_ + first, gates_stride_), to + first, padded(rows_), true);
+  }
+
+  // From the gradient of a layer's input to that of what came into the dropout before it, or to x's.
+  void pass_down(int64_t l, const Patch& p, T* dx) const {
+    const int64_t columns = padded(s_.width(l));
+    if (l == 0) return scatter(static_cast<const T*>(dx), columns, p, s_.input, g_.dx);
+    for (int64_t s = 0; s < p.steps; ++s)
+      for (int64_t r = 0; r < p.rows; ++r)
+        dropout_.apply(l - 1, (p.begin + s) * s_.batch + p.first + r, s_.hidden, dx + (s * p.rows + r) * columns);
   }
 
   // Adds the groups' sets in order, and puts rows and columns into torch's places.
@@ -260,6 +344,10 @@ class Backward {
   const RecurrentGradients<T>& g_;
   const Dropout dropout_;
   const int64_t rows_ = Cell::kGates * s_.hidden;  // of a weight matrix
+  // Of a row of four gates' gradients: an odd number of cache lines, lest columns share cache sets; the products read whole panels.
+  static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t gates_stride_ =
+      (round_up(std::max(4 * s_.hidden, Cell::kFirstH * s_.hidden + padded(rows_)), kLine) / kLine | 1) * kLine;
   std::vector<int64_t> set_at_;
   int64_t set_size_ = 0;  // elements of a set: of each layer the transposed weight_ih and weight_hh, each with a row for its bias
   std::vector<std::unique_ptr<Packed>> packed_;

@@ -17,9 +17,10 @@ SIZES = [
     (1, 240, 6, 20, 2),
     (7, 60, 3, 8, 4),
     (7, 20, 6, 300, 1),
-    (800, 3, 6, 64, 2),
+    (800, 12, 6, 64, 2),  # what is kept goes past the caches
     (800, 2, 5, 20, 3),
     (7, 13, 158, 128, 2),
+    (21, 20, 6, 300, 2),  # large weights for few rows: back layer by layer
     (1, 5, 20, 300, 2),
     (63, 17, 6, 64, 4),
     (2100, 2, 3, 8, 2),  # more than one tile in a group of the backward pass
@@ -123,18 +124,21 @@ def test_no_rows(cell):
             assert grads[0].shape == x.shape and not any(g.any() for g in grads)
 
 
+@pytest.mark.parametrize("batch, hidden", [(70, 30), (31, 200)])  # back by groups of rows, and layer by layer
 @pytest.mark.parametrize("cell", CELLS)
-def test_dropout_is_the_references_and_does_not_depend_on_threads(cell, threads, monkeypatch):
+def test_dropout_is_the_references_and_does_not_depend_on_threads(cell, batch, hidden, threads, monkeypatch):
     monkeypatch.setattr(_random, "draw_seed", lambda: torch.tensor(2**61 + 12345))
-    network = stack(cell, 4, 30, 3)
-    x = torch.randn(70, 11, 4, dtype=torch.float64, requires_grad=True)
+    network = stack(cell, 4, hidden, 3)
+    x = torch.randn(batch, 11, 4, dtype=torch.float64, requires_grad=True)
+    states = {name: torch.randn(3, batch, hidden, dtype=torch.float64, requires_grad=True) for name in ("h0", "c0")[: 1 + (cell == "lstm")]}
+    leaves = [*network.parameters(), *states.values()]
     runs = []
     for number in (1, 2, 3):
         threads(number)
         with ak.use_backend("cpp"):
-            runs.append(outputs_and_gradients(by_us(network, cell, dropout=0.35), x, list(network.parameters())))
+            runs.append(outputs_and_gradients(by_us(network, cell, dropout=0.35, **states), x, leaves))
     with ak.use_backend("reference"):
-        expected = outputs_and_gradients(by_us(network, cell, dropout=0.35), x, list(network.parameters()))
+        expected = outputs_and_gradients(by_us(network, cell, dropout=0.35, **states), x, leaves)
     for outputs, gradients in runs:
         for a, first, e in zip([*outputs, *gradients], [*runs[0][0], *runs[0][1]], [*expected[0], *expected[1]], strict=True):
             assert torch.equal(a, first)
@@ -175,7 +179,7 @@ def test_philox_is_the_published_generator():
 
 
 def test_torchs_own_runs_where_no_kernel_can_or_it_is_faster():
-    small, large = (stack("lstm", 6, hidden, 1, torch.float32) for hidden in (64, 512))
+    small, large = (stack("lstm", 6, hidden, 1, torch.float32) for hidden in (64, 520))
     x = torch.randn(3, 2, 6)
     assert ak.explain(ops.recurrent, x, weights_of(small), cell="lstm").kernel == "cpp"
     half = [w.bfloat16() for w in weights_of(small)]
