@@ -2,8 +2,9 @@
 // the GPU, where it is a float. M supplies sigmoid and tanh for packs P.
 //
 // Forward takes four sums, biases included, which collect the two matrix products x[g] = (W_ih x)[g] and h[g] = (W_hh h)[g], g in torch's
-// order of gates: x[g] goes to sum g, h[g] to sum kSumOfH[g], and it keeps four values of a unit for the backward pass. Backward gives four gradients in an order of which the last kGates belong
-// to `h` and the kGates from kFirstX on to `x`, so that both are one matrix without a gap.
+// order of gates: x[g] goes to sum g, h[g] to sum kSumOfH[g]. It keeps four values of a unit for the backward pass, which gives four
+// gradients in an order of which the last kGates belong to `h` and the kGates from kFirstX on to `x`, so that both are one matrix
+// without a gap.
 #pragma once
 
 #include <cstdint>

@@ -128,7 +128,8 @@ inline void pack_transposed(const T* b, int64_t stride, int64_t depth, int64_t c
   constexpr int64_t width = kPanel<T>, lanes = kLanes<T>;
   for (int64_t j0 = 0; j0 < columns; j0 += width, packed += depth * width)
     for (int64_t j = 0; j < width; j += lanes)
-      transpose_lanes<T>(b + std::min(j0 + j, columns) * stride, stride, depth, std::clamp<int64_t>(columns - j0 - j, 0, lanes), packed + j, width);
+      transpose_lanes<T>(b + std::min(j0 + j, columns) * stride, stride, depth, std::clamp<int64_t>(columns - j0 - j, 0, lanes),
+                         packed + j, width);
 }
 
 // A as the product reads it: element (i, k) is data[i * row + k * step].

@@ -159,7 +159,8 @@ class Backward {
     const States zeros(*this, 1);
     std::fill(set + 0, set + set_size_, T{0});
     const auto each_step = [&](const auto& body) {
-      parallel_for(s_.steps, 1 + 16384 / (s_.batch * hidden), [&](int64_t first, int64_t last) { body(Patch{0, s_.batch, first, last - first}); });
+      parallel_for(s_.steps, 1 + 16384 / (s_.batch * hidden),
+                   [&](int64_t first, int64_t last) { body(Patch{0, s_.batch, first, last - first}); });
     };
     const auto add = [&](int64_t inputs, int64_t first_gate, T* to) {
       parallel_for(padded(rows_) / kPanel<T>, 1 + 262144 / (depth * inputs), [&](int64_t first, int64_t last) {
@@ -221,9 +222,10 @@ class Backward {
       std::memcpy(g_.dc0 + at, states.dc + (2 * l + s_.steps % 2) * count, static_cast<size_t>(count) * sizeof(T));
   }
 
-  // Back through a chunk of steps of one layer: the gradients of its gates' sums to `gates`. Both matrices are [steps][.., rows, ..][stride],
-  // `between` rows from step to step; dy may be null.
-  void through_cells(int64_t l, const Patch& p, const T* dy, int64_t dy_stride, T* gates_out, int64_t between, int64_t done, const States& b) {
+  // Back through a chunk of steps of one layer: the gradients of its gates' sums to `gates_out`. Both matrices are
+  // [steps][.., rows, ..][stride], `between` rows from step to step; dy may be null.
+  void through_cells(int64_t l, const Patch& p, const T* dy, int64_t dy_stride, T* gates_out, int64_t between, int64_t done,
+                     const States& b) {
     const int64_t hidden = s_.hidden, wide = padded(hidden);
     const SequenceView<const T> kept = layer_view(kept_.gates, l, s_, 4 * hidden), cells = layer_view(kept_.cell, l, s_, hidden);
     const SequenceView<const T> hiddens = hidden_states(l);
@@ -232,7 +234,7 @@ class Backward {
       const T *dh = b.dh + (2 * l + done % 2) * p.rows * wide, *dc = b.dc + (2 * l + done % 2) * p.rows * hidden;
       T *dh_before = b.dh + (2 * l + (done + 1) % 2) * p.rows * wide, *dc_before = b.dc + (2 * l + (done + 1) % 2) * p.rows * hidden;
       T* grads = gates_out + s * between * gates_stride_;
-      const Rows<T> state = Cell::kCellState ? before(cells, a_.c0, l, p.first, t, b.zeros) : before(hiddens, a_.h0, l, p.first, t, b.zeros);
+      const Rows<T> state = before(Cell::kCellState ? cells : hiddens, Cell::kCellState ? a_.c0 : a_.h0, l, p.first, t, b.zeros);
       for (int64_t r = 0; r < p.rows; ++r) {
         const T *gates = kept.at(p.first + r, t), *earlier = state.data + r * state.stride;
         const T* later = Cell::kCellState ? cells.at(p.first + r, t) : nullptr;
@@ -264,8 +266,8 @@ class Backward {
     }
   }
 
-  // A layer's inputs, and its states before each step, [steps][rows][columns + 1]: with a one at the end, for the bias is a weight whose input
-  // is one.
+  // A layer's inputs, and its states before each step, [steps][rows][columns + 1]: with a one at the end, for the bias is a weight whose
+  // input is one.
   void gather_inputs(int64_t l, const Patch& p, T* to) const {
     const int64_t width = s_.width(l), stride = width + 1;
     gather(l == 0 ? a_.x : hidden_states(l - 1), p, width, to, stride);
@@ -288,8 +290,8 @@ class Backward {
     }
   }
 
-  // Adds the products of `depth` inputs with the gradients of gates in columns [first, last): the transpose of a weight's gradient, and under it
-  // that of its bias.
+  // Adds the products of `depth` inputs with the gradients of gates in columns [first, last): the transpose of a weight's gradient, and
+  // under it that of its bias.
   void add_products(int64_t inputs, int64_t depth, const T* input, const T* gates, int64_t first, int64_t last, T* to) const {
     const int64_t stride = inputs + 1;
     for (int64_t i = 0; i < depth; i += kChunkRows)
