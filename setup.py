@@ -28,6 +28,10 @@ AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 ISA_FLAGS = {"portable": [], **({"avx2": ["-mavx2", "-mfma"], "avx512": AVX512} if X86 else {})}
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
 CUDA_ARCHS = os.environ.get("ALPHAKERNELS_CUDA_ARCHS", "80;90;100").split(";")
+# Machine code for each, and of the last PTX too, for GPUs yet newer.
+NVCC_CODE = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
+NVCC_CODE.append(NVCC_CODE[-1].replace("code=sm", "code=compute"))
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0", *NVCC_CODE]
 
 
 def torch_home():
@@ -49,33 +53,40 @@ class BuildLibrary(build_ext):
         # Kept from build to build, for every environment with this torch, until a source changes.
         out = CSRC.parent / "build" / "objects" / f"{zlib.crc32((TORCH / 'version.py').read_bytes()):08x}"
         macros = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")] + [("AK_X86", "1")] * X86
-        if ext.name.endswith("_cuda"):
-            jobs = [(source, out / "cuda") for source in ext.sources]
-            work = self.nvcc
-        else:
-            once = [s for s in ext.sources if Path(s).parent.name != "cpu"]
-            jobs = [(s, isa) for s in ext.sources for isa in (["once"] if s in once else ISA_FLAGS)]
+        cuda = ext.name.endswith("_cuda")
+        if cuda and not shutil.which("nvcc"):
+            raise CompileError("nvcc was not found; it compiles the CUDA kernels")
+        jobs = [(s, isa) for s in ext.sources for isa in (ISA_FLAGS if Path(s).parent.name == "cpu" else ["once"])]
 
-            def work(source, isa):
-                target = Path(self.compiler.object_filenames([source], output_dir=str(out / isa))[0])
-                made_of = [p for p in ext.depends if p == source or not p.endswith(".cpp")]
-                if target.exists() and target.stat().st_mtime > max(Path(p).stat().st_mtime for p in made_of):
-                    return str(target)
-                given = {"macros": macros + [("AK_ISA", isa)] * (isa in ISA_FLAGS), "include_dirs": [str(TORCH / "include")]}
-                return self.compiler.compile([source], str(out / isa), **given, extra_postargs=FLAGS + ISA_FLAGS.get(isa, []))[0]
+        def work(source, isa):
+            by_nvcc = source.endswith(".cu")  # which the compiler of the rest does not know
+            target = out / isa / Path(source).with_suffix(".o" if by_nvcc or os.name != "nt" else ".obj")
+            made_of = [p for p in ext.depends if p == source or not p.endswith((".cpp", ".cu"))]
+            if target.exists() and target.stat().st_mtime > max(Path(p).stat().st_mtime for p in made_of):
+                return str(target)
+            if by_nvcc:
+                return self.nvcc(source, target)
+            of_isa = [("AK_ISA", isa)] * (isa in ISA_FLAGS) + [("USE_CUDA", "1")] * cuda
+            given = {"macros": macros + of_isa, "include_dirs": [str(TORCH / "include")]}
+            return self.compiler.compile([source], str(out / isa), **given, extra_postargs=FLAGS + ISA_FLAGS.get(isa, []))[0]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             ext.extra_objects = list(pool.map(lambda job: work(*job), jobs))
         # Linked by name only: whatever torch the process has loaded serves the symbols.
-        ext.sources, ext.library_dirs, ext.libraries = [], [str(TORCH / "lib")], ["torch", "torch_cpu", "c10"]
+        libraries = ["torch", "torch_cpu", "c10"] + ["torch_cuda"] * (cuda and any((TORCH / "lib").glob("*torch_cuda*")))
+        if cuda:  # nvcc knows where its runtime is, and links it in
+            link = ["nvcc", "-shared", *ext.extra_objects, f"-L{TORCH / 'lib'}", *(f"-l{name}" for name in libraries)]
+            target = Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if subprocess.call([*link, "-o", str(target)]):
+                raise CompileError("nvcc failed to link the CUDA kernels")
+            return
+        ext.sources, ext.library_dirs, ext.libraries = [], [str(TORCH / "lib")], libraries
         super().build_extension(ext)
 
-    def nvcc(self, source, folder):
-        target = folder / (Path(source).stem + ".o")
-        folder.mkdir(parents=True, exist_ok=True)
-        archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
-        command = ["nvcc", "-std=c++17", "-O3", "-Xcompiler", "-fPIC", *archs, "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-        if subprocess.call([*command, f"-I{TORCH / 'include'}", "-c", source, "-o", str(target)]):
+    def nvcc(self, source, target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if subprocess.call(["nvcc", *NVCC_FLAGS, "-c", source, "-o", str(target)]):
             raise CompileError(f"nvcc failed on {source}")
         return str(target)
 
@@ -84,7 +95,7 @@ def extensions():
     sources = [str(p) for folder in ("common", "cpu", "bindings") for p in sorted((CSRC / folder).glob("*.cpp"))]
     common = dict(language="c++", py_limited_api=True, optional=True, depends=["setup.py", *map(str, CSRC.rglob("*.*"))])
     found = [Extension("alphakernels._C", sources, **common)]
-    cuda = [str(p) for p in sorted((CSRC / "cuda").glob("*.cu"))]
+    cuda = [str(p) for p in [*sorted((CSRC / "cuda").glob("*.cu")), *sorted((CSRC / "bindings" / "cuda").glob("*.cpp"))]]
     auto = BUILD == "auto" and shutil.which("nvcc") and TORCH is not None and any((TORCH / "lib").glob("*torch_cuda*"))
     if cuda and (BUILD == "cuda" or auto):
         found.append(Extension("alphakernels._C_cuda", cuda, **common))

@@ -27,7 +27,7 @@ step() {  # step NAME SECONDS COMMAND...: runs it within its time, keeps its out
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/gpu.csv" 2>&1 || true
 step build 120 "$python" setup.py build_ext --inplace
 step doctor 60 "$python" -m alphakernels doctor
-step contract 200 "$python" -m pytest -q -p no:cacheprovider -k "triton" tests/ops
+step contract 200 "$python" -m pytest -q -p no:cacheprovider -k "triton or compiled" tests/ops
 step measure 170 "$python" -m pytest -q -p no:cacheprovider benchmarks --device cuda --benchmark-disable-gc
 cp -f benchmarks/results.json "$out/" 2>/dev/null || true
 exit $failed

@@ -9,11 +9,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define AK_CELL __host__ __device__ inline
-#else
-#define AK_CELL inline
-#endif
+#include "host_device.h"
 
 #ifndef AK_ISA
 #define AK_ISA portable
@@ -34,7 +30,7 @@ struct GruCell {
 
   // `before` is h; returns h'. Keeps n, r, z, h_n.
   template <class M, class P>
-  AK_CELL static P forward(const P (&sum)[4], P before, P& after, P (&kept)[4]) {
+  AK_HOST_DEVICE static P forward(const P (&sum)[4], P before, P& after, P (&kept)[4]) {
     kept[1] = M::sigmoid(sum[0]);
     kept[2] = M::sigmoid(sum[1]);
     kept[3] = sum[3];
@@ -45,7 +41,7 @@ struct GruCell {
   // From dh, the gradient of h': the gradients of the sums inside the gates, and in `carried` the part of h's gradient that does
   // not pass through W_hh.
   template <class M, class P>
-  AK_CELL static void backward(const P (&kept)[4], P before, P, P dh, P& carried, P (&grad)[4]) {
+  AK_HOST_DEVICE static void backward(const P (&kept)[4], P before, P, P dh, P& carried, P (&grad)[4]) {
     const P n = kept[0], r = kept[1], z = kept[2];
     const P dn = dh * (1 - z) * (1 - n * n);
     grad[0] = dn;
@@ -67,7 +63,7 @@ struct LstmCell {
 
   // `before` is c, `after` c'; returns h'. Keeps i, f, g, o.
   template <class M, class P>
-  AK_CELL static P forward(const P (&sum)[4], P before, P& after, P (&kept)[4]) {
+  AK_HOST_DEVICE static P forward(const P (&sum)[4], P before, P& after, P (&kept)[4]) {
     kept[0] = M::sigmoid(sum[0]);
     kept[1] = M::sigmoid(sum[1]);
     kept[2] = M::tanh(sum[2]);
@@ -78,7 +74,7 @@ struct LstmCell {
 
   // From dh and, in `carried`, the gradient of c' from later steps; leaves c's gradient in `carried`.
   template <class M, class P>
-  AK_CELL static void backward(const P (&kept)[4], P before, P after, P dh, P& carried, P (&grad)[4]) {
+  AK_HOST_DEVICE static void backward(const P (&kept)[4], P before, P after, P dh, P& carried, P (&grad)[4]) {
     const P i = kept[0], f = kept[1], g = kept[2], o = kept[3];
     const P t = M::tanh(after);
     const P dc = carried + dh * o * (1 - t * t);

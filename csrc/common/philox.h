@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "host_device.h"
 #include "isa.h"
 
 namespace ak::AK_ISA {
@@ -16,7 +17,7 @@ struct Philox {
 
   // words[w][i]: word w of counter first + i, for `lanes` counters.
   template <int lanes>
-  void draw(uint64_t first, uint32_t (&words)[4][lanes]) const {
+  AK_HOST_DEVICE void draw(uint64_t first, uint32_t (&words)[4][lanes]) const {
     uint32_t c0[lanes], c1[lanes], c2[lanes] = {}, c3[lanes] = {};
     for (int i = 0; i < lanes; ++i) {
       c0[i] = static_cast<uint32_t>(first + i);
@@ -48,21 +49,28 @@ struct Dropout {
   uint64_t seed;
   double p;
 
+  // An element is kept, times scale(), where its word is at least threshold(). Four columns of a row take the words of one counter;
+  // a row begins at first().
+  uint64_t threshold() const { return static_cast<uint64_t>(std::nearbyint(p * 4294967296.0)); }
+  double scale() const { return p < 1 ? 1 / (1 - p) : 0; }
+  AK_HOST_DEVICE static int64_t counters(int64_t columns) { return (columns + 3) / 4; }
+  AK_HOST_DEVICE static uint64_t first(int64_t stream, int64_t row, int64_t columns) {
+    return (static_cast<uint64_t>(stream) << 48) + static_cast<uint64_t>(row * counters(columns));
+  }
+
   // Multiplies `columns` elements of row `row` of stream `stream` by 0 or 1 / (1 - p).
   template <class T>
   void apply(int64_t stream, int64_t row, int64_t columns, T* values) const {
     if (p <= 0) return;
     constexpr int lanes = 16;
-    const uint64_t threshold = static_cast<uint64_t>(std::nearbyint(p * 4294967296.0));
-    const T scale = static_cast<T>(p < 1 ? 1 / (1 - p) : 0);
-    const int64_t counters = (columns + 3) / 4;
-    const uint64_t first = (static_cast<uint64_t>(stream) << 48) + static_cast<uint64_t>(row * counters);
-    for (int64_t c = 0; c < counters; c += lanes) {
+    const uint64_t least = threshold(), begin = first(stream, row, columns);
+    const T factor = static_cast<T>(scale());
+    for (int64_t c = 0; c < counters(columns); c += lanes) {
       uint32_t words[4][lanes];
-      Philox{seed}.draw<lanes>(first + static_cast<uint64_t>(c), words);
+      Philox{seed}.draw<lanes>(begin + static_cast<uint64_t>(c), words);
       for (int64_t j = 4 * c; j < columns && j < 4 * (c + lanes); ++j) {
         const uint32_t word = words[j % 4][j / 4 - c];
-        values[j] *= word >= threshold ? scale : T{0};
+        values[j] *= word >= least ? factor : T{0};
       }
     }
   }

@@ -17,22 +17,28 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     ROUTES["interpreted"] = ("triton", "cpu")
 elif torch.cuda.is_available():
     ROUTES["triton"] = ("triton", "cuda")
+    if _library.compiled_cuda().problem is None:
+        ROUTES["compiled"] = ("cuda", "cuda")
 
 
 @pytest.fixture(params=ROUTES)
-def route(request):
-    """(backend, device), with the backend in force."""
+def route(request, monkeypatch):
+    """(backend, device), with the backend in force, computing float32 in float32."""
     backend, device = ROUTES[request.param]
     case = request.node.callspec.params.get("case")
     if backend == "triton" and case is not None and _library.OPS[case.op].triton is None:
-        pytest.skip(f"{case.op} has no Triton kernel: PyTorch's own runs on a GPU")
+        pytest.skip(f"{case.op} has no Triton kernel: CUDA C++ or PyTorch's own runs on a GPU")
+    if backend == "cuda":
+        if case is None or _library.OPS[case.op].cuda is None:
+            pytest.skip("no CUDA C++ kernel")
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
     if backend == "cpp" and _library.compiled().problem:
         pytest.skip(_library.compiled().problem)
     with ak.use_backend(backend):
         yield backend, device
 
 
-@pytest.fixture(params=[name for name in ROUTES if name != "cpp"] or ["triton"])
+@pytest.fixture(params=[name for name in ROUTES if ROUTES[name][0] == "triton"] or ["triton"])
 def triton_device(request):
     """The device of the Triton kernels, with that backend in force."""
     if request.param not in ROUTES:
@@ -40,6 +46,16 @@ def triton_device(request):
     backend, device = ROUTES[request.param]
     with ak.use_backend(backend):
         yield device
+
+
+@pytest.fixture(scope="session")
+def host_kernels(tmp_path_factory):
+    """recurrent's CUDA kernels compiled for the CPU, and registered for its tensors."""
+    import recurrent_on_host
+
+    if recurrent_on_host.COMPILER is None:
+        pytest.skip("no C++ compiler")
+    return recurrent_on_host.build(tmp_path_factory.mktemp("host"))
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_no_kernel_for_the_device():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpp, triton, got 'cude'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpp, triton, cuda, got 'cude'"):
         with ak.use_backend("cude"):
             pass
 

@@ -45,7 +45,7 @@ def all_of(results):
 @CONTRACT
 def test_parity(case, route):
     backend, device = route
-    dtypes = {"cpp": (torch.float32, torch.float64), "triton": (torch.float32,)}[backend]
+    dtypes = {"cpp": (torch.float32, torch.float64), "triton": (torch.float32,), "cuda": (torch.float32,)}[backend]
     if device == "cuda":
         dtypes += (torch.bfloat16, torch.float16)
     tolerances = {torch.float32: case.tolerance, torch.bfloat16: case.half_tolerance, torch.float16: case.half_tolerance}

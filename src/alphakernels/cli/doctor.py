@@ -46,6 +46,8 @@ def report() -> str:
     ]
     if compiled.problem:
         lines.append(f"           {compiled.problem}")
+    cuda = _library.compiled_cuda()
+    lines.append(f"           {cuda.problem or f'{cuda.path}, CUDA C++ for GPUs'}")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(i)

@@ -15,7 +15,8 @@ import torch
 from . import _library
 from ._library import Op
 
-BACKENDS = ("auto", "reference", "cpp", "triton")
+BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
+_NAMES = {"triton": "Triton", "cuda": "CUDA"}
 
 _requested = "auto"
 
@@ -26,7 +27,8 @@ def use_backend(backend: str) -> Iterator[None]:
 
     Args:
         backend: "auto" (the fastest kernel that can run), "reference" (plain PyTorch: any dtype, double backward, export),
-            "cpp" or "triton". An op that cannot run on the backend asked for raises and gives the reason.
+            "cpp", "triton" or "cuda" (CUDA C++). An op that cannot run on the backend asked for raises and gives the reason; on a GPU
+            an op without a kernel of the kind asked for runs PyTorch's own.
 
     Raises:
         ValueError: `backend` is not one of these.
@@ -79,6 +81,15 @@ def reason_against(op: Op, kernel: str, device: str, dtype: torch.dtype) -> str 
             return "triton is not installed (pip install 'alphakernels[triton]')"
         if dtype not in op.triton_dtypes:
             return f"the Triton kernel takes {_names(op.triton_dtypes)}, got {_name(dtype)}"
+    if kernel == "cuda":
+        if op.cuda is None:
+            return "the op has no CUDA C++ kernel"
+        if device != "cuda":
+            return f"the CUDA kernel runs on a GPU, the tensors are on {device}"
+        if _library.compiled_cuda().problem is not None:
+            return _library.compiled_cuda().problem
+        if dtype not in op.cuda_dtypes:
+            return f"the CUDA kernel takes {_names(op.cuda_dtypes)}, got {_name(dtype)}"
     return None
 
 
@@ -93,17 +104,19 @@ def _names(dtypes: frozenset[torch.dtype]) -> str:
 @cache
 def _choose(op: Op, device: str, dtype: torch.dtype, requested: str) -> Explanation:
     reasons = {}
-    candidates = ("triton", "cpp") if device == "cuda" else ("cpp", "triton")
+    candidates = ("cuda", "triton", "cpp") if device == "cuda" else ("cpp", "triton", "cuda")
     for kernel in candidates:
+        if kernel == "cuda" and op.cuda is None and requested != "cuda":
+            continue
         if requested not in ("auto", kernel):
             reasons[kernel] = f"use_backend({requested!r}) is in force"
             continue
-        if requested == "auto" and kernel == "triton" and device == "cpu":
-            reasons[kernel] = "the Triton kernel runs on a GPU"
+        if requested == "auto" and kernel != "cpp" and device == "cpu":
+            reasons[kernel] = f"the {_NAMES[kernel]} kernel runs on a GPU"
             continue
         reason = reason_against(op, kernel, device, dtype)
-        if requested == kernel == "triton" and op.triton is None:
-            requested = "reference"  # PyTorch's own kernel is the GPU's: asking for Triton means the ops that have one
+        if requested == kernel and (kernel, None) in (("triton", op.triton), ("cuda", op.cuda)):
+            requested = "reference"  # PyTorch's own kernel is the GPU's: asking for Triton or CUDA means the ops that have one
         if reason is None:
             detail = f"{_library.compiled().isa}, {_name(dtype)}" if kernel == "cpp" else f"{device}, {_name(dtype)}"
             return Explanation(op.name, kernel, detail, reasons)
@@ -137,18 +150,25 @@ def run(
     reference: Callable,
     tensor: torch.Tensor,
     *args,
+    limit: Callable[[str], str | None] | None = None,
     torch_is_better: Callable[[], str | None] | None = None,
     native: Callable | None = None,
 ):
     """Runs `op` on `args` by the kernel chosen for `tensor`: the reference directly, a kernel through the dispatcher.
 
+    `limit`: says why a kernel ("cpp", "triton", "cuda") cannot run a call of these sizes, or None.
     `torch_is_better`: for an op that PyTorch has a kernel of its own for, says why that suits this call better, or None; then
     automatic choice takes it. Not asked under torch.compile and export, where it would tie the graph to the sizes traced.
     `native`: that kernel, where it is not the reference; automatic choice then takes it in place of the reference.
     """
     compiling = torch.compiler.is_compiling()
     better = torch_is_better() if torch_is_better is not None and _requested == "auto" and not compiling else None
-    kernel = choose(op, tensor) if better is None else "reference"
+    kernel = choose(op, tensor)
+    beyond = limit(kernel) if limit is not None and kernel != "reference" else None
+    if beyond is not None and _requested == kernel:
+        raise RuntimeError(f"{op.name}: the {kernel} kernel was asked for and cannot run: {beyond}")
+    better = beyond or better
+    kernel = kernel if better is None else "reference"
     by_torch = kernel == "reference" and native is not None and _requested == "auto"
     if _watch is not None:
         _watch.append(_explanation(op, tensor, better, by_torch))

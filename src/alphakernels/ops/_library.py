@@ -1,8 +1,8 @@
 """The one torch.library namespace: how an op is defined, and which kernels exist for it.
 
-An op is a schema, a fake implementation, an autograd formula and up to three kernels: C++ registered for the CPU key by
-the compiled library, CUDA C++ by its CUDA twin, and Triton, registered here for the CUDA key and imported only when it runs.
-The PyTorch reference never passes through the dispatcher.
+An op is a schema, a fake implementation, an autograd formula and up to two kernels: C++, registered for the CPU key by the compiled
+library, and a GPU's, registered here for the CUDA key: Triton's, imported only when it runs, or a host function that calls the CUDA
+C++ of the second library. The PyTorch reference never passes through the dispatcher.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class Op:
     fake: Callable
     formula: Formula
     triton: str | None  # module of the Triton kernels; the host function has the op's name
+    cuda: Callable | None  # host function of the CUDA C++ kernels
     cpp_dtypes: frozenset[torch.dtype]
     triton_dtypes: frozenset[torch.dtype]
+    cuda_dtypes: frozenset[torch.dtype]
 
     def call(self, kernel: str, device: str):
         """The torch op that runs `kernel` on `device`."""
@@ -76,18 +78,22 @@ def define(
     fake: Callable,
     formula: Formula | None = None,
     triton: str | None = None,
+    cuda: Callable | None = None,
     cpp_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
     triton_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16),
+    cuda_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16),
 ) -> Op:
-    """Defines `alphakernels::name` with its fake implementation, its autograd and its Triton kernel; without a formula it cannot
-    be differentiated."""
-    op = Op(name, schema, fake, formula or _once_only(name), triton, frozenset(cpp_dtypes), frozenset(triton_dtypes))
+    """Defines `alphakernels::name` with its fake implementation, its autograd and its kernel for a GPU, of Triton or of CUDA C++;
+    without a formula it cannot be differentiated."""
+    dtypes = (frozenset(cpp_dtypes), frozenset(triton_dtypes), frozenset(cuda_dtypes))
+    op = Op(name, schema, fake, formula or _once_only(name), triton, cuda, *dtypes)
     OPS[name] = op
-    _register(op, NAMESPACE, triton_key="CUDA")
+    register(op, NAMESPACE, gpu_key="CUDA")
     return op
 
 
-def _register(op: Op, namespace: str, triton_key: str) -> None:
+def register(op: Op, namespace: str, gpu_key: str) -> None:
+    """Defines the op in a namespace, its GPU's kernel registered for the key `gpu_key`."""
     qualified = f"{namespace}::{op.name}"
     torch.library.define(qualified, op.schema)
     torch.library.register_fake(qualified, op.fake)
@@ -97,13 +103,15 @@ def _register(op: Op, namespace: str, triton_key: str) -> None:
         lambda ctx, *grads: op.formula.backward(ctx, ops, *grads),
         setup_context=lambda ctx, inputs, output: op.formula.setup_context(ctx, inputs, output),
     )
-    if op.triton is not None:
-        torch.library.impl(qualified, triton_key)(lambda *args: _launch(triton_function(op), args))
+    if op.cuda is not None:
+        torch.library.impl(qualified, gpu_key)(lambda *args: _launch(op.cuda, args))
+    elif op.triton is not None:
+        torch.library.impl(qualified, gpu_key)(lambda *args: _launch(triton_function(op), args))
 
 
 def _launch(function: Callable, args: tuple):
-    """Calls a host function of Triton kernels on the GPU of its tensors, since Triton launches on the current one whatever the tensors
-    are on; and without autocast, which has had its say and would cast the products between the kernels."""
+    """Calls a host function of GPU kernels on the GPU of its tensors, since Triton launches on the current one whatever the tensors are
+    on; and without autocast, which has had its say and would cast the products between the kernels."""
     tensor = next(arg for arg in args if isinstance(arg, torch.Tensor))
     kind = tensor.device.type
     with torch.cuda.device_of(tensor), torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
@@ -121,7 +129,7 @@ def ensure_interpreted() -> None:
     """Registers the Triton kernels for CPU tensors, as Triton's interpreter runs them."""
     for op in OPS.values():
         if op.triton is not None:
-            _register(op, INTERPRETED, triton_key="CPU")
+            register(op, INTERPRETED, gpu_key="CPU")
 
 
 def interpreting() -> bool:
@@ -170,9 +178,6 @@ def compiled() -> Compiled:
         torch.ops.load_library(str(paths[0]))
         query = ctypes.CDLL(str(paths[0])).alphakernels_isa
         query.restype = ctypes.c_char_p
-        cuda = sorted(PACKAGE.glob("_C_cuda.*so"))
-        if cuda and torch.version.cuda is not None:
-            torch.ops.load_library(str(cuda[0]))
         return Compiled(paths[0], query().decode(), None)
     except (OSError, AttributeError) as error:
         return _without_library(paths[0], f"the compiled library {paths[0].name} cannot be loaded: {error}")
@@ -181,6 +186,36 @@ def compiled() -> Compiled:
 def _without_library(path: Path | None, problem: str) -> Compiled:
     warnings.warn(f"alphakernels runs on its PyTorch reference: {problem}", RuntimeWarning, stacklevel=2)
     return Compiled(path, None, problem)
+
+
+@cache
+def compiled_cuda() -> Compiled:
+    """Loads the library of CUDA C++ kernels once. Without it a GPU runs Triton's kernels and torch's own."""
+    paths = sorted(PACKAGE.glob("_C_cuda.*so"))
+    if not paths:
+        return Compiled(None, None, "the CUDA library was not built (it is where nvcc and a CUDA build of PyTorch are found at install time)")
+    if torch.version.cuda is None:
+        return Compiled(paths[0], None, "this is a build of PyTorch without CUDA")
+    try:
+        if _cut_short(paths[0]):
+            raise OSError("the file is cut short")
+        torch.ops.load_library(str(paths[0]))
+        _shared_bytes(paths[0])
+        return Compiled(paths[0], None, None)
+    except (OSError, AttributeError) as error:
+        return Compiled(paths[0], None, f"the CUDA library {paths[0].name} cannot be loaded: {error}")
+
+
+@cache
+def _shared_bytes(path: Path) -> Callable:
+    query = ctypes.CDLL(str(path)).alphakernels_recurrent_shared_bytes
+    query.restype, query.argtypes = ctypes.c_int64, (ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int32)
+    return query
+
+
+def cuda_shared_bytes(lstm: bool, precision: int, hidden: int, backward: bool) -> int:
+    """Bytes of shared memory that a block of the recurrence needs; -1 where there is no kernel for the hidden size."""
+    return _shared_bytes(compiled_cuda().path)(lstm, precision, hidden, backward)
 
 
 @cache

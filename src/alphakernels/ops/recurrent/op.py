@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _backend, _checks, _random
 from .._library import Formula, define
-from . import reference
+from . import cuda, reference
 from .reference import GATES
 
 
@@ -92,6 +92,7 @@ RECURRENT = define(
     "float dropout, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
     formula=Formula(_setup, _backward),
+    cuda=cuda.recurrent,
 )
 
 
@@ -113,6 +114,7 @@ define(
     "Tensor gates, Tensor states, Tensor? seed, str cell, bool biases, bool batch_first, float dropout, bool x_needs_grad) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_backward,
+    cuda=cuda.recurrent_backward,
 )
 
 
@@ -205,8 +207,10 @@ def recurrent(
         output [B, T, H] ([T, B, H] where not `batch_first`; without `sequence` its T is 0): the top layer's hidden state at each
         step; h_n [layers, B, H] and, of an LSTM, c_n [layers, B, H]: the states after the last step. In x's dtype.
 
-    Where there is no kernel for the tensors (a GPU without one, half precision), or torch's own is the faster at their size,
-    torch's own runs; `explain` says so.
+    On a GPU the CUDA kernels take hidden sizes up to 128, as far as the weights fit beside what a block has of shared memory; float32
+    is rounded to TF32 where `torch.backends.cudnn.rnn.fp32_precision` allows that, as in torch's own. Where there is no kernel for the
+    tensors (half precision on the CPU, a GPU without the CUDA library), or torch's own is the faster at their size, torch's own runs;
+    `explain` says so.
 
     Raises:
         TypeError: x is not floating point; weights or states of another dtype.
@@ -228,6 +232,7 @@ def recurrent(
         reference.recurrent,
         x,
         *arguments,
+        limit=lambda kernel: cuda.limit(x, cell, hidden, keep) if kernel == "cuda" else None,
         torch_is_better=lambda: _why_torch(x, cell, batch, hidden, keep),
         native=_by_torch,
     )
