@@ -5,11 +5,12 @@ round after round, so that whatever else the machine does falls on all of them a
 keeps our own times for regression runs; the ratios to the peers and to the floor are printed at the end and written to
 benchmarks/results.json.
 
-The floor of a row is max(FLOPs / measured GEMM rate, bytes / measured copy rate), both measured in the same run.
+The floor of a row is max(FLOPs / measured GEMM rate of its dtype, bytes / measured copy rate), both measured in the same run.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -43,7 +44,7 @@ class Row:
     floor_ms: float | None = None
     note: str = ""
     size: int | None = None  # of a row that is drawn against its size, among rows of the same name but for it
-    peak_bytes: dict[str, int] = field(default_factory=dict)  # of such a row: contender -> most memory alive at once
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # of such a row, and of all on a GPU: contender -> most memory alive at once
 
     def ratio(self, peer: str) -> float:
         return self.peers_ms[peer] / self.ours_ms
@@ -100,6 +101,8 @@ def pytest_addoption(parser) -> None:
 
 def pytest_configure(config) -> None:
     torch.set_num_threads(config.getoption("--bench-threads"))
+    if config.getoption("--device").startswith("cuda") and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda needs a GPU and a CUDA build of torch, which are not here")
 
 
 @pytest.fixture(scope="session")
@@ -140,27 +143,30 @@ def take_turns(contenders: dict[str, Callable[[], object]], device: torch.device
 class Rates:
     """What this machine does at best, measured now: FLOPs a second of a GEMM, bytes a second of a copy (read + write)."""
 
-    gemm: float
+    gemm: dict[torch.dtype, float]
     copy: float
 
-    def floor_ms(self, flops: float, moved: float) -> float:
-        return max(flops / self.gemm, moved / self.copy) * 1e3
+    def floor_ms(self, flops: float, moved: float, dtype: torch.dtype = torch.float32) -> float:
+        return max(flops / self.gemm[dtype], moved / self.copy) * 1e3
 
 
 @pytest.fixture(scope="session")
 def rates(device) -> Rates:
     n = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    gemm = take_turns({"gemm": lambda: a @ b}, device, 7)["gemm"]
+    gemm = {}
+    for dtype in (torch.float32,) if device.type == "cpu" else (torch.float32, torch.bfloat16):
+        a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
+        gemm[dtype] = 2 * n**3 / take_turns({"gemm": lambda a=a, b=b: a @ b}, device, 7)["gemm"] * 1e3
     source = torch.randn(32 << 20 if device.type == "cpu" else 1 << 29, device=device)
     target = torch.empty_like(source)
     copy = take_turns({"copy": lambda: target.copy_(source)}, device, 7)["copy"]
-    return Rates(2 * n**3 / gemm * 1e3, 2 * source.numel() * 4 / copy * 1e3)
+    return Rates(gemm, 2 * source.numel() * 4 / copy * 1e3)
 
 
 @pytest.fixture
 def compare(request, device, rates, benchmark):
-    """compare(name, ours, peers, flops=, moved=, targets=, size=): measures a row, records it, returns it; with a size its memory too."""
+    """compare(name, ours, peers, flops=, moved=, targets=, size=): measures a row, records it, returns it; with a size, and on a GPU, its
+    memory too."""
 
     def run(
         name: str,
@@ -172,12 +178,14 @@ def compare(request, device, rates, benchmark):
         targets: dict[str, float] | None = None,
         note: str = "",
         size: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Row:
         rounds = max(5, request.config.getoption("--rounds"))
         contenders = {"alphakernels": ours, **peers}
         medians = take_turns(contenders, device, rounds)
-        peaks = {contender: _peak_bytes(f, device) for contender, f in contenders.items()} if size is not None else {}
-        floor = rates.floor_ms(flops, moved) if flops or moved else None
+        measured = size is not None or device.type == "cuda"
+        peaks = {contender: _peak_bytes(f, device) for contender, f in contenders.items()} if measured else {}
+        floor = rates.floor_ms(flops, moved, dtype) if flops or moved else None
         row = Row(name, medians.pop("alphakernels"), medians, targets or {}, floor, note, size, peaks)
         ROWS.append(row)
         benchmark.extra_info.update(asdict(row))
@@ -198,10 +206,20 @@ def environment() -> dict:
         "isa": _library.compiled().isa,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton") if _library.has_triton() else None,
+        "driver": _driver() if torch.cuda.is_available() else None,
         "alphakernels": alphakernels.__version__,
         "commit": commit or None,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.split("\n")[0] or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def _processor() -> str:
