@@ -41,7 +41,8 @@ assert modules
 for module in modules:
     # Sizes that are multiples of 16 where it matters: Triton specialises on that, as it does on aligned tensors.
     aligned = getattr(importlib.import_module(module), "AOT_ALIGNED", None)
-    for kernel, signature, constants, warps, *stages in importlib.import_module(module).AOT:
+    entries = importlib.import_module(module).AOT
+    for kernel, signature, constants, warps, *stages in entries(capability) if callable(entries) else entries:
         names = kernel.arg_names
         signature = {name: signature.get(name, "constexpr") for name in names}
         constants = {(names.index(name),): value for name, value in constants.items()}
@@ -60,9 +61,9 @@ for module in modules:
         assert len(compiled.asm["cubin"]) > 1000
         assert ".local" not in ptx, f"{module} {kernel.__name__} spills to local memory"
         assert compiled.metadata.shared <= shared_memory, f"{module} {kernel.__name__}: {compiled.metadata.shared} bytes of shared memory"
-        if aligned is not None:
-            spilled = stack(compiled.asm["cubin"])
-            assert spilled is None or spilled <= 256, f"{module} {kernel.__name__} spills {spilled} bytes a thread"
+        spilled = stack(compiled.asm["cubin"])
+        allowed = getattr(importlib.import_module(module), "AOT_SPILLS", 32)  # a few words are no loop's operands
+        assert spilled is None or spilled <= allowed, f"{module} {kernel.__name__} spills {spilled} bytes a thread, {allowed} are allowed"
         print(module.split(".")[-2], kernel.__name__)
 """
 

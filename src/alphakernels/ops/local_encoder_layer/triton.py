@@ -83,12 +83,14 @@ class Blocks:
     backward_warps: int
 
     @classmethod
-    def of(cls, steps: int, head_width: int, half: bool) -> Blocks:
+    def of(cls, steps: int, head_width: int, half: bool, capability: int) -> Blocks:
         h, short = max(16, triton.next_power_of_2(head_width)), max(16, triton.next_power_of_2(steps))
         forward, whole, tiled = _BLOCKS[half][h]
         backward = min(whole, short) if steps <= whole else tiled
-        # Products on plain float32 units hold their operands in registers: the largest tile takes twice the threads.
-        return cls(min(forward, short), backward, steps <= whole, h, 16 if backward == 64 and not half else _warps(backward))
+        # Products on plain float32 units hold their operands in registers. As Triton lays them out for 9.0 and later, the largest tile
+        # takes twice the threads (8 warps spill 1224 bytes a thread at head width 64, 16 spill 264); for 8.0 it does not (0 and 376).
+        wide = backward == 64 and not half and capability >= 9
+        return cls(min(forward, short), backward, steps <= whole, h, 16 if wide else _warps(backward))
 
 
 def _precision(x: Tensor) -> str:
@@ -118,7 +120,8 @@ class Layer:
         self.padded = max(16, triton.next_power_of_2(self.d))
         self.masked = mask is not None
         self.head_width = self.d // heads
-        self.blocks = Blocks.of(self.steps, self.head_width, self.half)
+        capability = torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 8
+        self.blocks = Blocks.of(self.steps, self.head_width, self.half, capability)
 
     def tile(self, kernel: str) -> tuple[Tile, dict]:
         tile = _tile(kernel, self.padded, self.half)
@@ -286,10 +289,10 @@ _RANDOM = {"seed": "i64", "threshold": "i64", "keep_scale": "fp32"}
 _WEIGHTS = ("w1", "b1", "w2")
 
 
-def _aot(d: int, dtype: str, heads: int, steps: int) -> list[tuple]:
-    """The kernels as one shape launches them."""
+def _aot(capability: int, d: int, dtype: str, heads: int, steps: int) -> list[tuple]:
+    """The kernels as one shape launches them on GPUs of this compute capability."""
     half, precision = dtype != "*fp32", {"PRECISION": "ieee"}
-    padded, blocks = triton.next_power_of_2(d), Blocks.of(steps, d // heads, half)
+    padded, blocks = triton.next_power_of_2(d), Blocks.of(steps, d // heads, half, capability)
     sizes = dict.fromkeys(("steps", "width", "heads", "head_width"), "i32") | {"scale": "fp32"} | _RANDOM
     rows = dict.fromkeys(("tokens", "d", "f"), "i32") | _RANDOM
     common = {"MASK": True, "DROPOUT": True, "H": blocks.h, **precision}
@@ -349,5 +352,14 @@ def _aot(d: int, dtype: str, heads: int, steps: int) -> list[tuple]:
     ]
 
 
-AOT = [entry for d, dtype, heads, steps in ((64, "*fp32", 2, 60), (256, "*bf16", 4, 300)) for entry in _aot(d, dtype, heads, steps)]
+_AOT_SHAPES = ((64, "*fp32", 2, 60), (256, "*bf16", 4, 300))
+
+
+def AOT(capability: int) -> list[tuple]:  # noqa: N802 (a table in the other modules)
+    """What is compiled ahead of time, by compute capability (80, 90, ...)."""
+    attention = next(entry for entry in _aot(capability // 10, 128, "*fp32", 2, 60) if entry[0] is attend_backward)  # head width 64
+    return [attention, *(entry for shape in _AOT_SHAPES for entry in _aot(capability // 10, *shape))]
+
+
+AOT_SPILLS = 264  # bytes a thread, at most
 AOT_ALIGNED = ("width", "d", "f", "head_width", "share")  # multiples of 16 in every model that this is for: Triton specialises on it

@@ -207,16 +207,17 @@ def _backward(grad, z, weight_h, weight_a, bias_a, waves, mask, checkpoints, sta
     tl.store(dbias + program * units + u, db, unit)
 
 
-def _tiling(features: int, units: int, frequencies: int) -> dict[str, int]:
-    """Padded sizes, and as many rows and warps as keep S and its gradient in registers."""
+def _tiling(features: int, units: int, frequencies: int, backward: bool = False) -> dict[str, int]:
+    """Padded sizes, and as many rows and warps as keep S, and in the backward pass its gradient, in registers."""
     h, f = triton.next_power_of_2(units), triton.next_power_of_2(frequencies)
+    small, middle = (1024, 2048) if backward else (2048, 4096)  # elements of S
     return {
         "ROWS": min(8, max(1, 1024 // (h * f))),
         "D": triton.next_power_of_2(max(features, 1)),
         "H": h,
         "F": f,
         "CHUNK": CHUNK,
-        "num_warps": 4 if h * f <= 2048 else 8 if h * f <= 4096 else 16,
+        "num_warps": 4 if h * f <= small else 8 if h * f <= middle else 16,
     }
 
 
@@ -255,7 +256,7 @@ def sfm_backward(
     before[:, 1:] = hidden[:, :-1] if hidden_mask is None else hidden[:, :-1] * hidden_mask[:, None].to(dtype)
     rows_x, rows_h = x.view(-1, features).to(dtype), before.view(-1, units)
     z = torch.addmm(bias.to(dtype), rows_x, weight_x.to(dtype)).addmm_(rows_h, weight_h.to(dtype))  # [B * T, 4H + F]
-    tiling = _tiling(features, units, frequencies)
+    tiling = _tiling(features, units, frequencies, backward=True)
     del tiling["D"]
     programs, state = triton.cdiv(batch, tiling["ROWS"]), 2 * tiling["H"] * tiling["F"]
     checkpoints = hidden.new_empty(batch, triton.cdiv(steps, SEGMENT), state)
@@ -285,6 +286,6 @@ AOT = [
         _backward,
         {**pointers("grad", "z", *_PARAMETERS, "checkpoints", "states", "dgates", "damplitude", "dbias"), **_SIZES},
         {"MASK": True, "SEGMENT": SEGMENT, **_TILE},
-        4,
+        8,
     ),
 ]
