@@ -7,12 +7,11 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def device():
+def device(monkeypatch):
     """The GPU, computing float32 in float32."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device and a CUDA build of torch")
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for products in (torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.cudnn.conv):
+        monkeypatch.setattr(products, "fp32_precision", "ieee")
     yield torch.device("cuda", torch.cuda.current_device())
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
     torch.cuda.empty_cache()

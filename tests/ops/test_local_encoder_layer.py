@@ -353,6 +353,16 @@ def test_explanations():
     assert long.kernel == "torch" and "up to 512 steps, x has 513" in str(long)
 
 
+@pytest.mark.parametrize(("setting", "expected"), [("tf32", "tf32"), ("ieee", "ieee"), ("none", "ieee")])
+def test_products_are_as_precise_as_torchs(monkeypatch, setting, expected):
+    pytest.importorskip("triton")
+    from alphakernels.ops.local_encoder_layer.triton import _precision
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", setting)
+    assert _precision(torch.zeros(1)) == expected
+    assert _precision(torch.zeros(1).bfloat16()) == "ieee"
+
+
 def test_limits_of_the_triton_kernel():
     assert module.triton_limit(256, torch.float32) is None
     assert module.triton_limit(512, torch.bfloat16) is None

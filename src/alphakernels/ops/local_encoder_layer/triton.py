@@ -95,7 +95,7 @@ class Blocks:
 
 def _precision(x: Tensor) -> str:
     """As torch's own products in float32, which are the other half of the layer."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 class Layer:
