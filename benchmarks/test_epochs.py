@@ -1,7 +1,8 @@
 """One epoch of fit (training pass, evaluation of both sets) against Qlib's own class on the same data: rows and windows.
 
 Qlib's time-series classes read through a DataLoader, one Python call a sample. The recurrent ones are measured as they come (n_jobs=10
-worker processes) and, as all others, reading in the training process (n_jobs=0), which on two cores is the faster for them. What either side builds before training (TSDataSampler's index, ours) is not counted.
+worker processes) and, as all others, reading in the training process (n_jobs=0), which on two cores is the faster for them. What either
+side builds before training (TSDataSampler's index, ours) is not counted.
 """
 
 from __future__ import annotations

@@ -7,11 +7,15 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def device(monkeypatch):
+def device():
     """The GPU, computing float32 in float32."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device and a CUDA build of torch")
-    for products in (torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.cudnn.conv):
-        monkeypatch.setattr(products, "fp32_precision", "ieee")
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     yield torch.device("cuda", torch.cuda.current_device())
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
     torch.cuda.empty_cache()

@@ -354,13 +354,17 @@ def test_explanations():
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("tf32", "tf32"), ("ieee", "ieee"), ("none", "ieee")])
-def test_products_are_as_precise_as_torchs(monkeypatch, setting, expected):
+def test_products_are_as_precise_as_torchs(setting, expected):
     pytest.importorskip("triton")
     from alphakernels.ops.local_encoder_layer.triton import _precision
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", setting)
-    assert _precision(torch.zeros(1)) == expected
-    assert _precision(torch.zeros(1).bfloat16()) == "ieee"
+    matmul = torch.backends.cuda.matmul  # which pytest's monkeypatch cannot put back: it answers by __getattr__
+    before, matmul.fp32_precision = matmul.fp32_precision, setting
+    try:
+        assert _precision(torch.zeros(1)) == expected
+        assert _precision(torch.zeros(1).bfloat16()) == "ieee"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_limits_of_the_triton_kernel():
