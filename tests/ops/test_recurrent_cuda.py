@@ -216,6 +216,19 @@ def test_what_a_gpu_can_run(host_kernels, monkeypatch, capability, cell, dtype, 
     assert (found is None) if reason is None else (reason in found), found
 
 
+def test_limits_are_asked_under_compile(host_kernels, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cuda, "_device_limit", lambda *a: asked.append(a) or "too large")
+
+    def call(x):
+        return x + 1 if cuda.limit(x, "gru", 64, True) is None else x - 1
+
+    x = torch.randn(3)
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="eager")(x), x - 1)
+    assert asked == [(None, "gru", cuda.precision_of(torch.float32), 64, True)]
+    torch._dynamo.reset()
+
+
 def test_the_choice_is_told(monkeypatch):
     _backend._choose.cache_clear()
     monkeypatch.setattr(_library, "compiled_cuda", lambda: _library.Compiled(None, None, None))

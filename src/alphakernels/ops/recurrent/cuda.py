@@ -51,18 +51,22 @@ def _device_limit(device: int | None, cell: str, precision: int, hidden: int, ke
     return None
 
 
-# Constant for torch.compile, which cannot trace it; see _backend._kernel.
-_device_limit._dynamo_marked_constant = True
-
-
 def precision_of(dtype: torch.dtype) -> int:
     """The number of csrc/cuda/recurrent.h's Precision."""
     return {torch.bfloat16: 2, torch.float16: 3}.get(dtype, int(tf32_allowed()))
 
 
+def _limit(device: int | None, dtype: torch.dtype, cell: str, hidden: int, keep: bool) -> str | None:
+    return _device_limit(device, cell, precision_of(dtype), hidden, keep)
+
+
+# Constant for torch.compile, which cannot trace it; see _backend._kernel.
+_limit._dynamo_marked_constant = True
+
+
 def limit(x: Tensor, cell: str, hidden: int, keep: bool) -> str | None:
     """Why the CUDA kernel cannot run a stack of this hidden size on x's device, or None."""
-    return _device_limit(x.device.index, cell, precision_of(x.dtype), hidden, keep)
+    return _limit(x.device.index, x.dtype, cell, hidden, keep)
 
 
 def _time_first(x: Tensor, batch_first: bool) -> Tensor:
