@@ -23,12 +23,12 @@ PRECISIONS = {
 
 
 @pytest.fixture(params=PRECISIONS)
-def precision(request, device, monkeypatch):
+def precision(request, device):
     problem = _library.compiled_cuda().problem
     if problem is not None:
         pytest.skip(problem)
     dtype, recurrences, tolerance = PRECISIONS[request.param]
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", recurrences)
+    torch.backends.cudnn.rnn.fp32_precision = recurrences  # `device` puts it back
     return dtype, tolerance
 
 

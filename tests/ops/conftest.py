@@ -22,7 +22,7 @@ elif torch.cuda.is_available():
 
 
 @pytest.fixture(params=ROUTES)
-def route(request, monkeypatch):
+def route(request):
     """(backend, device), with the backend in force, computing float32 in float32."""
     backend, device = ROUTES[request.param]
     case = request.node.callspec.params.get("case")
@@ -31,11 +31,13 @@ def route(request, monkeypatch):
     if backend == "cuda":
         if case is None or _library.OPS[case.op].cuda is None:
             pytest.skip("no CUDA C++ kernel")
-        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
     if backend == "cpp" and _library.compiled().problem:
         pytest.skip(_library.compiled().problem)
+    recurrences = torch.backends.cudnn.rnn
+    before, recurrences.fp32_precision = recurrences.fp32_precision, "ieee"
     with ak.use_backend(backend):
         yield backend, device
+    recurrences.fp32_precision = before
 
 
 @pytest.fixture(params=[name for name in ROUTES if ROUTES[name][0] == "triton"] or ["triton"])
