@@ -19,7 +19,7 @@ ALLOWED = {
     "ops": set(),
     "nn": {"ops"},
     "models": {"ops", "nn"},
-    "data": set(),
+    "data": {"ops"},
     "training": set(),
     "plotting": set(),
     "testing": {"ops", "nn", "models"},

@@ -38,6 +38,15 @@ def check_features_finite(x: np.ndarray, names: Sequence[str] | None = None, *, 
         )
 
 
+def finite_rows(x: np.ndarray) -> np.ndarray:
+    """Which rows of x [N, D] are finite throughout: bool [N]."""
+    finite = np.empty(len(x), dtype=bool)
+    rows = max(1, CHUNK // 16 // max(1, x.shape[1]))
+    for start in range(0, len(x), rows):
+        np.isfinite(x[start : start + rows]).all(axis=1, out=finite[start : start + rows])
+    return finite
+
+
 def check_label(y: np.ndarray, name: str = "label", *, where: str = "the data") -> None:
     """Raises unless a label [N] holds at least one number, and no infinity. NaN means not observed.
 

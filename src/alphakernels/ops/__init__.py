@@ -1,6 +1,7 @@
 """Operators: tensors in, tensors out. Each runs on the fastest kernel there is for its tensors, or on plain PyTorch."""
 
 from . import _library
+from .alpha158 import alpha158
 from .attention_pool import attention_pool
 from .attentive_mask import attentive_mask
 from .complete_graph_attention import attention_rows, complete_graph_attention
@@ -19,6 +20,7 @@ _library.compiled()
 _library.tag_compile_caches()
 
 __all__ = [
+    "alpha158",
     "attention_pool",
     "attention_rows",
     "attentive_mask",
