@@ -124,11 +124,12 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def take_turns(contenders: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
+def take_turns(contenders: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 3) -> dict[str, float]:
     """Median milliseconds of each contender; short calls are repeated within a round."""
     repeats = {}
     for name, function in contenders.items():
-        for _ in range(3):
+        took = 1.0
+        for _ in range(warm_up):
             took = seconds(function, device)
         repeats[name] = max(1, min(50, int(2e-3 / max(took, 1e-7))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -179,10 +180,13 @@ def compare(request, device, rates, benchmark):
         note: str = "",
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
+        rounds: int | None = None,  # of work that takes a minute, which nothing warms up
     ) -> Row:
-        rounds = max(5, request.config.getoption("--rounds"))
         contenders = {"alphakernels": ours, **peers}
-        medians = take_turns(contenders, device, rounds)
+        if rounds is None:
+            medians = take_turns(contenders, device, max(5, request.config.getoption("--rounds")))
+        else:
+            medians = take_turns(contenders, device, rounds, warm_up=0)
         measured = size is not None or device.type == "cuda"
         peaks = {contender: _peak_bytes(f, device) for contender, f in contenders.items()} if measured else {}
         floor = rates.floor_ms(flops, moved, dtype) if flops or moved else None

@@ -10,7 +10,10 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-CHUNK = 1 << 20  # values transformed at a time: the float64 temporaries stay small beside the data
+from alphakernels.data.pieces import on_threads
+
+CHUNK = 1 << 17  # values transformed at a time: the float64 temporaries stay in cache
+COLUMNS = 16  # laid side by side in memory at a time
 
 # A rank in (0, 1] is uniform: mean 1/2 and standard deviation 1/sqrt(12) = 1/3.46.
 RANK_SPREAD = 3.46
@@ -89,15 +92,18 @@ class RobustZScore:
             raise ValueError(f"RobustZScore: x must be [N, D] with at least one row, got shape {x.shape}")
         self.median = np.full(x.shape[1], np.nan)
         self.scale = np.full(x.shape[1], np.nan)
-        with np.errstate(invalid="ignore"):  # a column of infinities has no median; it stays visible as NaN
-            for j in range(x.shape[1]):
-                column = x[:, j].astype(np.float64)
-                column = column[~np.isnan(column)]
-                if column.size:
-                    self.median[j] = np.median(column)
-                    column -= self.median[j]
-                    self.scale[j] = (np.median(np.abs(column, out=column)) + EPS) * MAD_TO_STD
+        on_threads(lambda first: self._fit(x, first), range(0, x.shape[1], COLUMNS))
         return self
+
+    def _fit(self, x: np.ndarray, first: int) -> None:
+        columns = np.ascontiguousarray(x[:, first : first + COLUMNS].T)
+        with np.errstate(invalid="ignore"):  # a column of infinities has no median; it stays visible as NaN
+            for j, column in enumerate(columns, first):
+                column = column[~np.isnan(column)].astype(np.float64)
+                if column.size:
+                    self.median[j] = np.median(column, overwrite_input=True)
+                    column -= self.median[j]
+                    self.scale[j] = (np.median(np.abs(column, out=column), overwrite_input=True) + EPS) * MAD_TO_STD
 
     def transform(self, x: np.ndarray) -> np.ndarray:
         """The normalised copy of x [N, D], float32; x is left as it is."""
@@ -107,7 +113,8 @@ class RobustZScore:
             raise ValueError(f"RobustZScore: x must be [N, {len(self.median)}] as fitted, got shape {x.shape}")
         out = np.empty(x.shape, dtype=np.float32)
         rows = max(1, CHUNK // max(1, x.shape[1]))
-        for start in range(0, len(x), rows):
+
+        def transform(start: int) -> None:
             # In float64: the difference of near values must not keep only their rounding errors.
             with np.errstate(invalid="ignore"):
                 piece = x[start : start + rows] - self.median
@@ -115,4 +122,6 @@ class RobustZScore:
             if self.clip is not None:
                 np.clip(piece, -self.clip, self.clip, out=piece)
             out[start : start + rows] = piece
+
+        on_threads(transform, range(0, len(x), rows))
         return out

@@ -39,7 +39,8 @@ def alpha158(bars: Tensor, instrument: Tensor, day: Tensor, names: Sequence[str]
         float32 [N, F]. A statistic takes what there is of its window; what is not a finite number is no part of it.
 
     Raises:
-        TypeError, ValueError: wrong dtype, rank or shapes, places outside of the bars, a pair that comes twice, an unknown name.
+        TypeError, ValueError: wrong dtype, rank or shapes, places outside of the bars, an unknown name.
+        RuntimeError: a pair that comes twice, of which the kernel would fill but one row.
 
     Source: Microsoft Qlib, contrib/data/loader.py (Alpha158DL).
     """
