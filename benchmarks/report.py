@@ -27,6 +27,7 @@ PANELS = (
     ("Training step", (" training step", " train")),
     ("Inference", (" inference", " infer")),
     ("An epoch of fit: training pass, evaluation of both sets", (", epoch of fit",)),
+    ("Features out of bars", (" days",)),
     ("An op alone", (" fwd + bwd", " forward")),
 )
 PEAKS = "Peak memory of a training step"

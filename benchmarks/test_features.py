@@ -57,7 +57,7 @@ def test_features(compare, device, bars, name, ours, columns) -> None:
 
     ours(bars)
     compare(
-        f"{name} {INSTRUMENTS} x {DAYS}",
+        f"{name}, {INSTRUMENTS} stocks x {DAYS} days",
         lambda: (ours(bars), cs_zscore(forward_returns(bars["close"]))),
         {"Qlib's handler": qlibs},
         moved=4.0 * len(bars) * (columns + len(bars.columns)),
