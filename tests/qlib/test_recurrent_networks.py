@@ -65,8 +65,13 @@ def test_outputs_and_gradients(name, windows, dtype):
     for parameter, a in zip(names, gradients[1], strict=True):
         allowed = tolerance
         if parameter == "att_net.att_fc_in.bias":
-            # The scores' gradients sum to zero over time, so this is a small difference of terms as large as the weight's gradient.
-            allowed = tolerance._replace(absolute=tolerance.of_largest * expected["att_net.att_fc_in.weight"].abs().max().item())
+            # The scores' gradients sum to zero over time, so this is a small difference of terms as large as the weight's gradient, and
+            # Qlib's own is as far from the float64 one as ours: up to 2e-4 of the weight's, by the draw.
+            exact = theirs.double()
+            (gradient,) = torch.autograd.grad(exact(x.double()), exact.get_parameter(parameter), upstream.double())
+            own = (expected[parameter].double() - gradient).abs().max().item()
+            weight = expected["att_net.att_fc_in.weight"].abs().max().item()
+            allowed = tolerance._replace(absolute=max(tolerance.of_largest * weight, 4 * own))
         assert_close(f"gradient of {parameter}", a, expected[parameter], tolerance=allowed)
 
 
