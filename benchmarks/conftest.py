@@ -3,7 +3,7 @@
 A row is one piece of work done by alphakernels and by its peers on the same inputs, in one run: the contenders take turns,
 round after round, so that whatever else the machine does falls on all of them alike, and medians are compared. pytest-benchmark
 keeps our own times for regression runs; the ratios to the peers and to the floor are printed at the end and written to
-benchmarks/results.json.
+benchmarks/results.json, where runs of single files of the same commit and day add up.
 
 The floor of a row is max(FLOPs / measured GEMM rate of its dtype, bytes / measured copy rate), both measured in the same run.
 """
@@ -234,6 +234,20 @@ def _processor() -> str:
         return platform.processor()
 
 
+def _joined(results: dict) -> dict:
+    """With the rows of earlier runs in the same environment, of the same commit, that this run has not measured again."""
+    try:
+        before = json.loads(RESULTS.read_text())
+    except (OSError, ValueError):
+        return results
+    if before["environment"] != results["environment"]:
+        return results
+    for kind in ("rows", "peaks"):
+        again = {row["name"] for row in results[kind]}
+        results[kind] = [row for row in before[kind] if row["name"] not in again] + results[kind]
+    return results
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     if not ROWS and not PEAKS:
         return
@@ -253,5 +267,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
         ratio = peak.theirs / peak.ours
         write(f"{peak.name:44s} {peak.peer:22s} {peak.ours / 1e6:7.1f}MB {peak.theirs / 1e6:7.1f}MB {ratio:6.2f}x {peak.target:7.2f}")
     results = {"environment": environment(), "rows": [asdict(row) for row in ROWS], "peaks": [asdict(peak) for peak in PEAKS]}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(_joined(results), indent=1) + "\n")
     write(f"written to {RESULTS}")
