@@ -5,8 +5,7 @@ namespace {
 
 constexpr int64_t kTile = 60;        // batch rows of a tile, at most
 constexpr int64_t kChunkRows = 128;  // rows of a batched input projection: steps of a chunk times rows of the tile
-
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
+constexpr int64_t kStreamBytes = int64_t{16} << 20;  // of the gates' values, from which on what is kept goes past the caches
 
 // One register of units is worked through with all its gates: columns of the packed weights come in groups of kLanes units, gate after
 // gate, the last group padded with zeros.
@@ -185,10 +184,7 @@ class Forward {
       T *in = b.one, *out = b.other;
       for (int64_t l = 0; l < s_.layers; ++l) {
         run_layer(l, patch, in, out, *packed[l], b);
-        if (l + 1 < s_.layers)
-          for (int64_t s = 0; s < patch.steps; ++s)
-            for (int64_t r = 0; r < rows; ++r)
-              dropout_.apply(l, (t + s) * s_.batch + first + r, s_.hidden, out + (s * rows + r) * units);
+        if (l + 1 < s_.layers) drop(dropout_, l, patch, s_.batch, s_.hidden, out, units);
         in = out;
         out = out == b.other ? b.one : b.other;
       }

@@ -271,12 +271,8 @@ class Backward {
   void gather_inputs(int64_t l, const Patch& p, T* to) const {
     const int64_t width = s_.width(l), stride = width + 1;
     gather(l == 0 ? a_.x : hidden_states(l - 1), p, width, to, stride);
-    for (int64_t s = 0; s < p.steps; ++s)
-      for (int64_t r = 0; r < p.rows; ++r) {
-        T* const row = to + (s * p.rows + r) * stride;
-        if (l > 0) dropout_.apply(l - 1, (p.begin + s) * s_.batch + p.first + r, width, row);
-        row[width] = 1;
-      }
+    if (l > 0) drop(dropout_, l - 1, p, s_.batch, width, to, stride);
+    for (int64_t i = 0; i < p.steps * p.rows; ++i) to[i * stride + width] = 1;
   }
   void gather_states(int64_t l, const Patch& p, const States& states, T* to) const {
     const int64_t hidden = s_.hidden, stride = hidden + 1;
@@ -303,9 +299,7 @@ class Backward {
   void pass_down(int64_t l, const Patch& p, T* dx) const {
     const int64_t columns = padded(s_.width(l));
     if (l == 0) return scatter(static_cast<const T*>(dx), columns, p, s_.input, g_.dx);
-    for (int64_t s = 0; s < p.steps; ++s)
-      for (int64_t r = 0; r < p.rows; ++r)
-        dropout_.apply(l - 1, (p.begin + s) * s_.batch + p.first + r, s_.hidden, dx + (s * p.rows + r) * columns);
+    drop(dropout_, l - 1, p, s_.batch, s_.hidden, dx, columns);
   }
 
   // Adds the groups' sets in order, and puts rows and columns into torch's places.

@@ -49,7 +49,16 @@ void gather(const SequenceView<const T>& from, const Patch& p, int64_t columns, 
     }
 }
 
-// And back.
+// The dropout after layer `layer`, of a patch's rows [steps][rows][columns], `stride` elements apart.
+template <class T>
+void drop(const Dropout& dropout, int64_t layer, const Patch& p, int64_t batch, int64_t columns, T* values, int64_t stride) {
+  if (dropout.p <= 0) return;
+  for (int64_t s = 0; s < p.steps; ++s)
+    for (int64_t r = 0; r < p.rows; ++r)
+      dropout.apply(layer, (p.begin + s) * batch + p.first + r, columns, values + (s * p.rows + r) * stride);
+}
+
+// The inverse of gather.
 template <class T>
 void scatter(const T* from, int64_t stride, const Patch& p, int64_t columns, const SequenceView<T>& to) {
   for (int64_t s = 0; s < p.steps; ++s)
