@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from alphakernels.cli import market
 from alphakernels.data import simulate_market
 from alphakernels.estimators import GATsModel, GRUModel
 from alphakernels.training import ic_summary
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_attention_over_stocks_finds_the_mood_that_one_stock_does_not_tell(one_thread):

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from alphakernels.data import PanelDataset
 
@@ -59,9 +58,5 @@ def style(request):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """These problems are too small for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def small(one_thread):
+    """These problems are too small for two threads."""

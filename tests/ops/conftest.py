@@ -58,11 +58,3 @@ def host_kernels(tmp_path_factory):
     if recurrent_on_host.COMPILER is None:
         pytest.skip("no C++ compiler")
     return recurrent_on_host.build(tmp_path_factory.mktemp("host"))
-
-
-@pytest.fixture
-def threads():
-    """Sets torch's number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)

@@ -12,12 +12,8 @@ from torch import nn
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def reproducible(one_thread) -> None:
     """Qlib's sums depend on the number of threads; ours do not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
