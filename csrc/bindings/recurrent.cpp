@@ -110,7 +110,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_backward(
   int64_t parameters = 0;
   for (const Tensor& w : r.weights) parameters += w.numel();
   const Tensor dx = x_needs_grad ? batch_first ? empty(x, {batch, steps, input}) : empty(x, {steps, batch, input}) : empty(x, {0});
-  const Tensor dh0 = empty(x, {layers, batch, hidden}), dc0 = r.lstm ? empty(x, {layers, batch, hidden}) : empty(x, {0});
+  const auto initial = [&, layers = layers, batch = batch, hidden = hidden](const OptionalTensor& state) {
+    return state.has_value() ? empty(x, {layers, batch, hidden}) : empty(x, {0});
+  };
+  const Tensor dh0 = initial(r.h0), dc0 = initial(r.c0);
   Tensor dweights = empty(x, {parameters});
   if (!r.anything()) dweights = torch::stable::zero_(dweights);
   if (r.anything())

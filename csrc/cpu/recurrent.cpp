@@ -55,6 +55,7 @@ template <class T>
 struct Step {
   const T* sum_x;  // [rows][x_stride]
   int64_t x_stride;
+  int64_t depth;             // of the recurrent product: H, or 0 where the state is zero
   const T* h_before;         // [rows][units]
   const T* before;           // h of a GRU, c of an LSTM
   T *after, *h;              // of a GRU the same
@@ -80,7 +81,7 @@ template <class Cell, class T, int rows>
       if (to == g) sum[i][g] += load<Vec<T>>(sum_x + i * step.x_stride + g * lanes);
     }
   const T *p = step.h_before + row * units, *w = packed.h(unit, hidden);
-  for (int64_t k = 0; k < hidden; ++k, ++p, w += gates * lanes) {
+  for (int64_t k = 0; k < step.depth; ++k, ++p, w += gates * lanes) {
     Vec<T> b[gates];
 #pragma GCC unroll 4
     for (int64_t g = 0; g < gates; ++g) b[g] = load<Vec<T>>(w + g * lanes);
@@ -221,6 +222,7 @@ class Forward {
       T* c = b.c + 2 * l * state;
       const Step<T> step{b.sum_x + s * p.rows * b.stride,
                          b.stride,
+                         t == 0 && starts_at_zero(a_) ? 0 : hidden,
                          h_before,
                          Cell::kCellState ? c + t % 2 * state : h_before,
                          c + (t + 1) % 2 * state,

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../common/isa.h"
+#include "sequence.h"
 
 namespace ak {
 
@@ -16,14 +17,6 @@ struct RecurrentSizes {
 template <class T>
 struct RecurrentLayer {
   const T *weight_ih, *weight_hh, *bias_ih, *bias_hh;
-};
-
-// A sequence [B, T, columns] in whatever layout: element (b, t, j) is data[b * batch + t * step + j * column]. data may be null.
-template <class T>
-struct SequenceView {
-  T* data;
-  int64_t batch, step, column;
-  T* at(int64_t b, int64_t t) const { return data + b * batch + t * step; }
 };
 
 // What forward keeps for backward, time before batch: gates [layers, T, B, 4H]; hidden [layers or layers - 1, T, B, H], of the layers
@@ -43,7 +36,7 @@ struct RecurrentArguments {
   double dropout;
 };
 
-// Gradients coming in (null: zero) and going out (dx may be null). dweights: every layer's parameters in torch's order, end to end.
+// Gradients coming in (null: zero) and going out (dx may be null; dh0 and dc0 are where there is no h0 or c0). dweights: every layer's parameters in torch's order, end to end.
 template <class T>
 struct RecurrentGradients {
   SequenceView<const T> output;

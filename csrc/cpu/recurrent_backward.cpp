@@ -9,10 +9,13 @@ constexpr int64_t kChunkRows = 192;  // depth of a product that adds to the weig
 constexpr int64_t kLarge = int64_t{1} << 27;  // multiplications of the weight gradients from which on one group is too slow for one thread
 
 // The batch is cut into groups by the sizes alone. A group's tiles add to one set of weight gradients, and the sets are added in
-// order: the same sums for any number of threads.
+// order: the same sums for any number of threads. A power of two is shared evenly by most numbers of threads.
 inline int64_t group_count(const RecurrentSizes& s, int64_t set, int64_t kept) {
-  const int64_t by_rows = s.batch <= 2048 ? std::min<int64_t>((s.batch + 31) / 32, 16) : std::min<int64_t>(s.batch / 128, 64);
-  return std::clamp<int64_t>(kept / 2 / set, 1, by_rows);  // sets are memory: never more than half of what forward kept
+  const int64_t by_rows = s.batch <= 2048 ? std::min<int64_t>(s.batch / 20, 16) : std::min<int64_t>(s.batch / 96, 64);
+  const int64_t most = std::min(by_rows, kept / 2 / set);  // sets are memory: never more than half of what forward kept
+  int64_t groups = 1;
+  while (2 * groups <= most) groups *= 2;
+  return groups;
 }
 
 // Asks for n elements to come into the second cache.
@@ -135,8 +138,8 @@ class Backward {
         gather_inputs(l, patch, chunk.inputs);
         add_products(s_.width(l), depth, chunk.inputs, chunk.gates + Cell::kFirstX * hidden, 0, padded(rows_), to);
         gather_states(l, patch, states, chunk.inputs);
-        add_products(hidden, depth, chunk.inputs, chunk.gates + Cell::kFirstH * hidden, 0, padded(rows_),
-                     to + (s_.width(l) + 1) * padded(rows_));
+        add_state_products(depth, patch.begin == 0 ? rows : 0, chunk.inputs, chunk.gates + Cell::kFirstH * hidden, 0, padded(rows_),
+                           to + (s_.width(l) + 1) * padded(rows_));
         if (l == 0 && g_.dx.data == nullptr) break;
         multiply<T>(depth, columns, rows_, {chunk.gates + Cell::kFirstX * hidden, gates_stride_, 1}, packed_[l]->x, chunk.dx, columns);
         pass_down(l, patch, chunk.dx);
@@ -162,10 +165,9 @@ class Backward {
       parallel_for(s_.steps, 1 + 16384 / (s_.batch * hidden),
                    [&](int64_t first, int64_t last) { body(Patch{0, s_.batch, first, last - first}); });
     };
-    const auto add = [&](int64_t inputs, int64_t first_gate, T* to) {
-      parallel_for(padded(rows_) / kPanel<T>, 1 + 262144 / (depth * inputs), [&](int64_t first, int64_t last) {
-        add_products(inputs, depth, chunk.inputs, chunk.gates + first_gate * hidden, first * kPanel<T>, last * kPanel<T>, to);
-      });
+    const auto each_panel = [&](int64_t inputs, const auto& body) {
+      parallel_for(padded(rows_) / kPanel<T>, 1 + 262144 / (depth * inputs),
+                   [&](int64_t first, int64_t last) { body(first * kPanel<T>, last * kPanel<T>); });
     };
     T* dy = nullptr;
     if (g_.output.data != nullptr) {
@@ -186,9 +188,14 @@ class Backward {
       const int64_t width = s_.width(l), columns = padded(width);
       T* to = set + set_at_[l];
       each_step([&](const Patch& p) { gather_inputs(l, p, chunk.inputs + p.begin * s_.batch * (width + 1)); });
-      add(width, Cell::kFirstX, to);
+      each_panel(width, [&](int64_t first, int64_t last) {
+        add_products(width, depth, chunk.inputs, chunk.gates + Cell::kFirstX * hidden, first, last, to);
+      });
       each_step([&](const Patch& p) { gather_states(l, p, zeros, chunk.inputs + p.begin * s_.batch * (hidden + 1)); });
-      add(hidden, Cell::kFirstH, to + (width + 1) * padded(rows_));
+      each_panel(hidden, [&](int64_t first, int64_t last) {
+        add_state_products(depth, s_.batch, chunk.inputs, chunk.gates + Cell::kFirstH * hidden, first, last,
+                           to + (width + 1) * padded(rows_));
+      });
       if (l == 0 && g_.dx.data == nullptr) break;
       each_step([&](const Patch& p) {
         const int64_t at = p.begin * s_.batch;
@@ -217,8 +224,9 @@ class Backward {
   void store_states(int64_t l, int64_t first, int64_t rows, const States& states) const {
     const int64_t hidden = s_.hidden, wide = padded(hidden), count = rows * hidden, at = (l * s_.batch + first) * hidden;
     const T* dh = states.dh + (2 * l + s_.steps % 2) * rows * wide;
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(g_.dh0 + at + r * hidden, dh + r * wide, static_cast<size_t>(hidden) * sizeof(T));
-    if (Cell::kCellState)
+    for (int64_t r = 0; g_.dh0 != nullptr && r < rows; ++r)
+      std::memcpy(g_.dh0 + at + r * hidden, dh + r * wide, static_cast<size_t>(hidden) * sizeof(T));
+    if (Cell::kCellState && g_.dc0 != nullptr)
       std::memcpy(g_.dc0 + at, states.dc + (2 * l + s_.steps % 2) * count, static_cast<size_t>(count) * sizeof(T));
   }
 
@@ -261,8 +269,9 @@ class Backward {
           store(Cell::kCellState ? dc_before + r * hidden + j : dh_before + r * wide + j, carried);
         });
       }
-      multiply<T>(p.rows, wide, rows_, {grads + Cell::kFirstH * hidden, gates_stride_, 1}, packed_[l]->h, dh_before, wide,
-                  !Cell::kCellState);
+      if (t > 0 || g_.dh0 != nullptr)
+        multiply<T>(p.rows, wide, rows_, {grads + Cell::kFirstH * hidden, gates_stride_, 1}, packed_[l]->h, dh_before, wide,
+                    !Cell::kCellState);
     }
   }
 
@@ -293,6 +302,14 @@ class Backward {
     for (int64_t i = 0; i < depth; i += kChunkRows)
       multiply<T>(stride, last - first, std::min(kChunkRows, depth - i), {input + i * stride, 1, stride},
                   row_major<T>(gates + i * gates_stride_ + first, gates_stride_), to + first, padded(rows_), true);
+  }
+
+  // The same with the states for inputs, of which the first `initial` rows are initial ones: of zeros only the bias has a gradient.
+  void add_state_products(int64_t depth, int64_t initial, const T* input, const T* gates, int64_t first, int64_t last, T* to) const {
+    const int64_t hidden = s_.hidden, stride = hidden + 1, zeros = starts_at_zero(a_) ? initial : 0;
+    add_products(hidden, depth - zeros, input + zeros * stride, gates + zeros * gates_stride_, first, last, to);
+    multiply<T>(zeros > 0 ? 1 : 0, last - first, zeros, {input + hidden, 1, stride}, row_major<T>(gates + first, gates_stride_),
+                to + hidden * padded(rows_) + first, padded(rows_), true);
   }
 
   // From the gradient of a layer's input to that of what came into the dropout before it, or to x's.

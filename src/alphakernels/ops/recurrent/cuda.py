@@ -149,6 +149,11 @@ def recurrent(
     return output, h_n, c_n, gates, states
 
 
+def _where_given(gradient: Tensor, state: Tensor | None) -> Tensor:
+    """The gradient of an initial state; of none, nothing."""
+    return gradient if state is not None else gradient.new_empty(0)
+
+
 def recurrent_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -181,7 +186,7 @@ def recurrent_backward(
     dc0 = x.new_empty((len(layers), batch, hidden) if lstm else 0)
     dweights = x.new_empty(sum(w.numel() for w in weights))
     if batch == 0 or hidden == 0:
-        return dx, dh0, dc0, dweights.zero_()
+        return dx, _where_given(dh0, h0), _where_given(dc0, c0), dweights.zero_()
     per_layer = layers_of(list(dweights.split([w.numel() for w in weights])), biases)
     h0, c0, grad_h_n, grad_c_n = (None if s is None else s.contiguous() for s in (h0, c0, grad_h_n, grad_c_n if lstm else None))
 
@@ -224,8 +229,9 @@ def recurrent_backward(
             below = hidden_states(number - 1)
             below = _dropped(below, torch.empty_like(below) if dropout > 0 else below, seed, number - 1, dropout)
         dw_ih.view_as(w_ih).copy_((grads_x.t() @ _flat(below)).roll(-turn * hidden, 0))
-        first = x.new_zeros(1, batch, hidden) if h0 is None else h0[number : number + 1]
-        torch.mm(grads_h.t(), _flat(torch.cat([first, hidden_states(number)[:-1]])), out=dw_hh.view_as(w_hh))
+        torch.mm(grads_h[batch:].t(), _flat(hidden_states(number)[:-1]), out=dw_hh.view_as(w_hh))
+        if h0 is not None:
+            dw_hh.view_as(w_hh).addmm_(grads_h[:batch].t(), h0[number])
         if biases:
             db = bias_grads.sum(0)
             db_ih.copy_(db[:rows].roll(-turn * hidden))
@@ -237,4 +243,4 @@ def recurrent_backward(
             grad = _dropped(grad, grad, seed, number - 1, dropout)
         else:
             dx.copy_(grad.transpose(0, 1) if batch_first else grad)
-    return dx, dh0, dc0, dweights
+    return dx, _where_given(dh0, h0), _where_given(dc0, c0), dweights

@@ -102,8 +102,8 @@ def _fake_backward(
     batch, _, hidden, layers = _layout(x, weights, biases, batch_first)
     return (
         x.new_empty(x.shape if x_needs_grad else 0),
-        x.new_empty(layers, batch, hidden),
-        x.new_empty((layers, batch, hidden) if cell == "lstm" else 0),
+        x.new_empty(0 if h0 is None else (layers, batch, hidden)),
+        x.new_empty(0 if c0 is None else (layers, batch, hidden)),
         x.new_empty(sum(w.numel() for w in weights)),
     )
 

@@ -1,0 +1,49 @@
+// A piece of a sequence, some rows over some steps, copied to a tile of a kernel's own and back.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../common/isa.h"
+#include "sequence.h"
+
+namespace ak::AK_ISA {
+namespace {
+
+// Rows [first, first + rows) of the batch and steps [begin, begin + steps) of time.
+struct Patch {
+  int64_t first, rows, begin, steps;
+};
+
+// Copies a patch of a sequence to [steps][rows][columns], rows `stride` elements apart.
+template <class T>
+void gather(const SequenceView<const T>& from, const Patch& p, int64_t columns, T* to, int64_t stride) {
+  if (from.column == 1) {
+    for (int64_t s = 0; s < p.steps; ++s)
+      for (int64_t r = 0; r < p.rows; ++r)
+        std::memcpy(to + (s * p.rows + r) * stride, from.at(p.first + r, p.begin + s), static_cast<size_t>(columns) * sizeof(T));
+    return;
+  }
+  for (int64_t r = 0; r < p.rows; ++r)  // feature after feature, each over all steps: Alpha360's rows
+    for (int64_t j = 0; j < columns; ++j) {
+      const T* source = from.at(p.first + r, p.begin) + j * from.column;
+      for (int64_t s = 0; s < p.steps; ++s) to[(s * p.rows + r) * stride + j] = source[s * from.step];
+    }
+}
+
+// The inverse of gather.
+template <class T>
+void scatter(const T* from, int64_t stride, const Patch& p, int64_t columns, const SequenceView<T>& to) {
+  for (int64_t s = 0; s < p.steps; ++s)
+    for (int64_t r = 0; r < p.rows; ++r) {
+      T* row = to.at(p.first + r, p.begin + s);
+      const T* source = from + (s * p.rows + r) * stride;
+      if (to.column == 1)
+        std::memcpy(row, source, static_cast<size_t>(columns) * sizeof(T));
+      else
+        for (int64_t j = 0; j < columns; ++j) row[j * to.column] = source[j];
+    }
+}
+
+}  // namespace
+}  // namespace ak::AK_ISA
