@@ -103,9 +103,7 @@ class ALSTMNet(torch_nn.Module):
         self.dropout = dropout
         self.rnn_type = rnn_type
         self.rnn_layer = num_layers
-        self.net = torch_nn.Sequential()
-        self.net.add_module("fc_in", torch_nn.Linear(d_feat, hidden_size))
-        self.net.add_module("act", torch_nn.Tanh())
+        self.net = nn.LinearTanh(d_feat, hidden_size)
         self.rnn = RNN_TYPES[rnn_type.upper()](hidden_size, hidden_size, num_layers, batch_first=True, dropout=dropout)
         self.fc_out = nn.Linear(hidden_size * 2, 1)
         self.att_net = nn.AttentionPool(hidden_size, dropout)

@@ -3,7 +3,7 @@
 from .attention_pool import AttentionPool
 from .encoder import LocalformerEncoder, LocalformerEncoderLayer, TransformerEncoderLayer
 from .ghost_batch_norm import GhostBatchNorm
-from .linear import Linear
+from .linear import Linear, LinearTanh
 from .recurrent import GRU, LSTM
 from .sfm import SFM
 from .sparsemax import Sparsemax
@@ -20,6 +20,7 @@ __all__ = [
     "FeatureTransformer",
     "GhostBatchNorm",
     "Linear",
+    "LinearTanh",
     "LocalformerEncoder",
     "LocalformerEncoderLayer",
     "Sparsemax",

@@ -1,4 +1,4 @@
-"""A linear layer whose rows do not depend on each other."""
+"""Linear layers whose rows do not depend on each other."""
 
 from __future__ import annotations
 
@@ -18,3 +18,18 @@ class Linear(nn.Linear):
         out = ops.linear(input.reshape(-1, self.in_features), self.weight)
         out = out if self.bias is None else out + self.bias
         return out.view(*input.shape[:-1], self.out_features)
+
+
+class LinearTanh(nn.Sequential):
+    """A linear layer and a tanh in one pass; takes the place of the `net` in Qlib's `ALSTMModel`, with its parameter names.
+
+    Shapes: x [B, T, in_features] -> [B, T, out_features].
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.add_module("fc_in", nn.Linear(in_features, out_features))
+        self.add_module("act", nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear_tanh(x, self.fc_in.weight, self.fc_in.bias)

@@ -11,6 +11,7 @@ from .glu_block import glu_block
 from .glu_layer import glu_layer
 from .hidden_concepts import hidden_concepts
 from .linear import linear
+from .linear_tanh import linear_tanh
 from .local_encoder_layer import local_encoder_layer
 from .recurrent import recurrent
 from .sfm import fourier_waves, sfm
@@ -32,6 +33,7 @@ __all__ = [
     "glu_layer",
     "hidden_concepts",
     "linear",
+    "linear_tanh",
     "local_encoder_layer",
     "recurrent",
     "sfm",

@@ -47,13 +47,17 @@ class _ALSTMModel(Swapped):
         return self.input_size
 
     def uses(self) -> Used:
-        yield "att_net", self.att_net, nn.Sequential
-        kinds = (nn.Linear, nn.Dropout, nn.Tanh, nn.Linear, nn.Softmax)
-        for (name, child), kind in zip(self.att_net.named_children(), kinds, strict=True):
-            yield f"att_net.{name}", child, kind
+        for part, kinds in (
+            ("net", (nn.Linear, nn.Tanh)),
+            ("att_net", (nn.Linear, nn.Dropout, nn.Tanh, nn.Linear, nn.Softmax)),
+        ):
+            sequential = getattr(self, part)
+            yield part, sequential, nn.Sequential
+            for (name, child), kind in zip(sequential.named_children(), kinds, strict=True):
+                yield f"{part}.{name}", child, kind
 
     def fast(self, inputs: Tensor) -> Tensor:
-        hidden, _ = self.rnn(self.net(self.days(inputs)))  # [N, T, H]
+        hidden, _ = self.rnn(ours.LinearTanh.forward(self.net, self.days(inputs)))  # [N, T, H]
         return self.fc_out(ours.AttentionPool.forward(self.att_net, hidden))[..., 0]
 
 

@@ -1,0 +1,3 @@
+from .op import linear_tanh
+
+__all__ = ["linear_tanh"]
