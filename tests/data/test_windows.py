@@ -112,6 +112,18 @@ def test_batches_shuffle_as_a_dataloader():
             np.testing.assert_array_equal(batch.x.numpy(), segment.x[batch.rows])
 
 
+def test_batches_in_order_draw_what_shuffled_ones_draw():
+    segment = panel().windows(5).segment("test")
+    drawn = []
+    for in_order in (False, True):
+        batches = WindowBatches(segment.x, segment.y, batch_size=8, shuffle=True, in_order=in_order)
+        torch.manual_seed(4)
+        rows = np.concatenate([batch.rows for _ in range(2) for batch in batches])
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    np.testing.assert_array_equal(rows, np.tile(np.arange(len(segment)), 2))
+
+
 @pytest.mark.parametrize("of", ["rows", "windows"])
 def test_a_batch_a_day(of):
     dataset = panel()

@@ -78,23 +78,27 @@ class WindowBatches(RowBatches):
         x: the windows. y: labels [N] or None.
         shuffle: visit the windows in random order: that in which a shuffling DataLoader visits Qlib's TSDataSampler
             (which lists them by instrument, then day) from the same state of torch's global stream.
+        in_order: draw what `shuffle` draws, but hand the windows out as they stand, side by side in memory: for results that do not
+            depend on the order.
         batch_size, drop_last, more: as in `RowBatches`; with `drop_last` the windows come in the sampler's order also without
             shuffling, so that the same ones are left out.
 
     A pass draws from torch's global stream what the DataLoader draws: one number, and with `shuffle` another.
     """
 
-    def __init__(self, x: Windows, y: np.ndarray | Tensor | None = None, *, shuffle: bool = False, **more: Any) -> None:
+    def __init__(
+        self, x: Windows, y: np.ndarray | Tensor | None = None, *, shuffle: bool = False, in_order: bool = False, **more: Any
+    ) -> None:
         if not isinstance(x, Windows):
             raise TypeError(f"WindowBatches: x must be Windows, as a segment of PanelDataset.windows has, got {type(x).__name__}")
         super().__init__(x, y, shuffle=bool(shuffle), **more)
         # Without shuffling the order shows in what is left out only.
-        self._by_instrument = x.by_instrument() if shuffle or self.drop_last else None
+        self._by_instrument = x.by_instrument() if (shuffle or self.drop_last) and not in_order else None
         self._as_they_stand = self._by_instrument is None
 
     def _order(self) -> np.ndarray:
         order = loader_order(self.n_rows, shuffle=self.shuffle)
-        return order if self._by_instrument is None else self._by_instrument[order]
+        return np.arange(self.n_rows) if self._by_instrument is None else self._by_instrument[order]
 
 
 def loader_order(rows: int, *, shuffle: bool) -> np.ndarray:

@@ -23,7 +23,7 @@ from alphakernels.estimators._segments import Rows
 from alphakernels.training import Trainer, daily_ic, daily_mse, load_module_state, mse
 
 CLIP_VALUE = 3.0
-EVALUATED_ROWS = 2048  # a batch, where days are evaluated: small universes take several days in one call
+EVALUATED_ROWS = 2048  # a batch at least, where nothing depends on it: evaluation, prediction, several small days in one call
 CHOICES = {
     "optimizer": ("adam", "gd", "sgd"),
     "loss": ("mse",),
@@ -167,10 +167,12 @@ class NetworkEstimator(Estimator):
     def _evaluation_batches(self, rows: Rows, device: torch.device, name: str) -> RowBatches | DayBatches:
         if self._by_day or self.metric == "ic":
             return self._day_batches(rows, device)
-        options = {"batch_size": self.batch_size, "drop_last": self.drop_tail, "device": device}
+        # The tail that is dropped depends on the order and the size of the batches; a mean over all rows does not.
+        size = self.batch_size if self.drop_tail else max(self.batch_size, EVALUATED_ROWS)
+        options = {"batch_size": size, "drop_last": self.drop_tail, "device": device}
         if rows.step_len is not None:
             # Qlib evaluates the training set through its shuffling loader, which the random stream shows.
-            return WindowBatches(rows.x, rows.y, shuffle=name == "train", **options)
+            return WindowBatches(rows.x, rows.y, shuffle=name == "train", in_order=not self.drop_tail, **options)
         return RowBatches(rows.x, rows.y, **options)
 
     def _day_batches(self, rows: Rows, device: torch.device, days_per_batch: int | None = None, **options: Any) -> DayBatches:
@@ -196,7 +198,7 @@ class NetworkEstimator(Estimator):
     def _prediction_batches(self, rows: Rows, device: torch.device) -> Iterable[Batch]:
         if self._by_day:
             return self._day_batches(rows, device)
-        return RowBatches(rows.x, batch_size=self.batch_size, device=device)
+        return RowBatches(rows.x, batch_size=max(self.batch_size, EVALUATED_ROWS), device=device)
 
     def _evaluation(self, module: nn.Module, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of a batch, or with metric "ic" its mean daily correlation; by days where the batch is one of days."""
