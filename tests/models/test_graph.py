@@ -139,18 +139,14 @@ def test_saved_and_loaded(cls):
 
 
 @BOTH
-def test_same_bits_with_any_number_of_threads(cls):
-    before = torch.get_num_threads()
+def test_same_bits_with_any_number_of_threads(cls, threads):
     results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            net = network(cls)
-            out = net(*arguments(cls, 150))
-            out.square().sum().backward()
-            results.append([out, *(p.grad for p in net.rnn.parameters())])
-    finally:
-        torch.set_num_threads(before)
+    for number in (1, 2, 3):
+        threads(number)
+        net = network(cls)
+        out = net(*arguments(cls, 150))
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in net.rnn.parameters())])
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert_close("between numbers of threads", a, b, tolerance=NEAR)  # torch's own layers between the ops

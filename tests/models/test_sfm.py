@@ -228,17 +228,13 @@ def test_autocast():
     assert_close("y", y.float(), expected, tolerance=Tolerance(2e-2, 2e-2))  # the head's products are bfloat16
 
 
-def test_same_bits_with_any_number_of_threads():
-    before = torch.get_num_threads()
+def test_same_bits_with_any_number_of_threads(threads):
     results = []
-    try:
-        for threads in (1, 2, 4, 1):
-            torch.set_num_threads(threads)
-            net = small(hidden_size=20)
-            net(batch(rows=100)).square().sum().backward()
-            results.append([p.grad for p in net.parameters() if p.dim() < 2 or p.shape[1] > 1])
-    finally:
-        torch.set_num_threads(before)
+    for number in (1, 2, 4, 1):
+        threads(number)
+        net = small(hidden_size=20)
+        net(batch(rows=100)).square().sum().backward()
+        results.append([p.grad for p in net.parameters() if p.dim() < 2 or p.shape[1] > 1])
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 

@@ -330,20 +330,16 @@ def test_compile_in_one_graph(training):
     torch._dynamo.reset()
 
 
-def test_same_bits_with_any_number_of_threads():
-    before = torch.get_num_threads()
+def test_same_bits_with_any_number_of_threads(threads):
     results = []
-    try:
-        for threads in (1, 2, 4, 1):
-            torch.set_num_threads(threads)
-            torch.manual_seed(3)
-            net = TabNet(inp_dim=158, out_dim=16, n_d=16, n_a=16, n_steps=3, vbs=512)
-            x = torch.randn(1024, 158)
-            vec, loss = net(x, torch.ones_like(x))
-            (vec.square().mean() + loss).backward()
-            results.append([vec, loss, *(p.grad for p in net.parameters()), *net.buffers()])
-    finally:
-        torch.set_num_threads(before)
+    for number in (1, 2, 4, 1):
+        threads(number)
+        torch.manual_seed(3)
+        net = TabNet(inp_dim=158, out_dim=16, n_d=16, n_a=16, n_steps=3, vbs=512)
+        x = torch.randn(1024, 158)
+        vec, loss = net(x, torch.ones_like(x))
+        (vec.square().mean() + loss).backward()
+        results.append([vec, loss, *(p.grad for p in net.parameters()), *net.buffers()])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True) if a is not None)
 

@@ -99,7 +99,7 @@ def test_inside_torchs_encoder():
     compare(*made, random(4, 9, 12))
 
 
-def test_dropout_follows_the_seed_and_keeps_the_mean():
+def test_dropout_follows_the_seed_and_keeps_the_mean(threads):
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.4, batch_first=True)
     x = random(2, 5, 8)
 
@@ -109,9 +109,9 @@ def test_dropout_follows_the_seed_and_keeps_the_mean():
 
     assert torch.equal(outputs(1), outputs(1)) and not torch.equal(outputs(1), outputs(2))
     assert not torch.equal(*outputs(3, 2))
-    torch.set_num_threads(1)
+    threads(1)
     one = outputs(4)
-    torch.set_num_threads(2)
+    threads(2)
     assert torch.equal(one, outputs(4))
     expected = torch.stack([TORCH.forward(layer, x) for _ in range(150)])
     found = outputs(5, 150)

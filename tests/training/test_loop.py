@@ -359,23 +359,19 @@ def test_no_epochs_leave_the_weights():
     assert same(module.state_dict(), before)
 
 
-def test_same_bits_with_any_number_of_threads():
-    threads = torch.get_num_threads()
+def test_same_bits_with_any_number_of_threads(threads):
     states = []
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            torch.manual_seed(0)
-            module = nn.Linear(300, 257)
-            batches = Rows(torch.randn(64, 300), torch.randn(64, 257), 64)
-            Trainer(epochs=4, weight_decay=0.01, clip_value=0.5, progress=False).fit(
-                # Elementwise gradients: what is tested is the loop and the optimizer, not torch's reductions.
-                module,
-                lambda m, b: m.weight.square().sum() + m.bias.sin().sum(),
-                batches,
-            )
-            states.append(module.state_dict())
-    finally:
-        torch.set_num_threads(threads)
+    for number in (1, 2, 4):
+        threads(number)
+        torch.manual_seed(0)
+        module = nn.Linear(300, 257)
+        batches = Rows(torch.randn(64, 300), torch.randn(64, 257), 64)
+        Trainer(epochs=4, weight_decay=0.01, clip_value=0.5, progress=False).fit(
+            # Elementwise gradients: what is tested is the loop and the optimizer, not torch's reductions.
+            module,
+            lambda m, b: m.weight.square().sum() + m.bias.sin().sum(),
+            batches,
+        )
+        states.append(module.state_dict())
     assert same(states[0], states[1])
     assert same(states[0], states[2])
