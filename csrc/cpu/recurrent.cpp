@@ -131,9 +131,13 @@ inline void step_tile_of(int64_t n, const Step<T>& step, const PackedLayer<Cell,
   if constexpr (rows > 1) step_tile_of<Cell, T, rows - 1>(n, step, packed, row, unit, hidden);
 }
 
+// Rows whose sums fill the registers as a product's tile does.
+template <class Cell>
+constexpr int kStepRows = kTileRows * kTileVectors / Cell::kGates;
+
 template <class Cell, class T>
 void run_step(const Step<T>& step, const PackedLayer<Cell, T>& packed, int64_t rows, int64_t hidden) {
-  constexpr int tile = kTileRows * kTileVectors / Cell::kGates;  // sums that fill the registers as a product's tile does
+  constexpr int tile = kStepRows<Cell>;
   for (int64_t row = 0; row < rows; row += tile)
     for (int64_t unit = 0; unit < hidden; unit += kLanes<T>)
       step_tile_of<Cell, T, tile>(std::min<int64_t>(tile, rows - row), step, packed, row, unit, hidden);
@@ -150,13 +154,15 @@ class Forward {
     std::vector<std::unique_ptr<PackedLayer<Cell, T>>> packed;
     for (int64_t l = 0; l < s_.layers; ++l)
       packed.push_back(std::make_unique<PackedLayer<Cell, T>>(a_.layer[l], s_.width(l), s_.hidden));
-    // As many tiles for each thread. A row's numbers do not depend on its tile.
-    const int64_t threads = thread_count(), each = (s_.batch + threads - 1) / threads;
-    const int64_t tiles = std::min(s_.batch, threads * ((each + kTile - 1) / kTile)), rows = (s_.batch + tiles - 1) / tiles;
-    parallel_for((s_.batch + rows - 1) / rows, 1, [&](int64_t first, int64_t last) {
+    // As many rows for each thread, in tiles of whole blocks of registers. A row's numbers do not depend on its tile.
+    const int64_t threads = std::min(thread_count(), s_.batch), each = (s_.batch + threads - 1) / threads;
+    const int64_t tiles = (each + kTile - 1) / kTile, rows = std::min(each, round_up((each + tiles - 1) / tiles, kStepRows<Cell>));
+    parallel_for(threads, 1, [&](int64_t first, int64_t last) {
       Buffers buffers(s_, rows);
-      for (int64_t tile = first; tile < last; ++tile)
-        run_tile(tile * rows, std::min(rows, s_.batch - tile * rows), packed, buffers);
+      for (int64_t thread = first; thread < last; ++thread) {
+        const int64_t end = s_.batch * (thread + 1) / threads;
+        for (int64_t row = s_.batch * thread / threads; row < end; row += rows) run_tile(row, std::min(rows, end - row), packed, buffers);
+      }
       finish_streams();
     });
   }
