@@ -156,6 +156,31 @@ inline T sum_packs(int64_t n, const F& f) {
   return sum_lanes<T>(total);
 }
 
+// Which lanes are not zero, NaN included, as bits from the lowest on.
+template <class T>
+inline uint32_t nonzero_lanes(Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return _mm512_cmp_ps_mask((__m512)v, __m512{}, _CMP_NEQ_UQ);
+  else
+    return _mm512_cmp_pd_mask((__m512d)v, __m512d{}, _CMP_NEQ_UQ);
+#else
+  uint32_t bits = 0;
+  for (int l = 0; l < kLanes<T>; ++l) bits |= static_cast<uint32_t>(v[l] != 0) << l;
+  return bits;
+#endif
+}
+
+// Calls f(column) for every column of [0, n) in which x is not zero, in order.
+template <class T, class F>
+inline void each_nonzero(const T* x, int64_t n, const F& f) {
+  int64_t j = 0;
+  for (; j + kLanes<T> <= n; j += kLanes<T>)
+    for (uint32_t bits = nonzero_lanes<T>(load<Vec<T>>(x + j)); bits != 0; bits &= bits - 1) f(j + __builtin_ctz(bits));
+  for (; j < n; ++j)
+    if (x[j] != 0) f(j);
+}
+
 // Calls f(Pack{}, column) so that columns [0, n) are covered by packs; the last pack overlaps the one before it instead
 // of running over the end, so f must be idempotent. Rows shorter than a register are taken one element at a time.
 template <class T, class F>

@@ -38,6 +38,33 @@ inline void add_scaled(T a, const T* x, T* y, int64_t n) {
   });
 }
 
+// The t-th of so many tiles that cut [0, n) evenly.
+struct Tile {
+  int64_t begin, end;
+  Tile(int64_t t, int64_t tiles, int64_t n) : begin(t * n / tiles), end((t + 1) * n / tiles) {}
+  int64_t size() const { return end - begin; }
+};
+
+// f(begin, size) for [begin, end) in even tiles of at most kRowTile rows.
+template <class F>
+inline void each_tile(int64_t begin, int64_t end, const F& f) {
+  const int64_t tiles = (end - begin + kRowTile - 1) / kRowTile;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const Tile tile(t, tiles, end - begin);
+    f(begin + tile.begin, tile.size());
+  }
+}
+
+// Rows [count, hidden] packed as [hidden, count], and their norms.
+template <class T>
+inline void pack_with_norms(const T* rows, int64_t count, int64_t hidden, T* packed, T* norm) {
+  parallel_for((count + kPanel<T> - 1) / kPanel<T>, 4, [&](int64_t begin, int64_t end) {
+    const int64_t j = begin * kPanel<T>, n = std::min(count, end * kPanel<T>) - j;
+    row_norms<T>(rows + j * hidden, n, hidden, norm + j);
+    pack_transposed<T>(rows + j * hidden, hidden, hidden, n, packed + j * hidden);
+  });
+}
+
 // f(day) for every day: days side by side, one day with all threads to itself.
 template <class F>
 inline void for_each_day(int64_t days, const F& f) {

@@ -93,13 +93,13 @@ void hidden_concepts(const T* x_all, const int64_t* offsets, int64_t days, int64
       return;
     }
     Scratch<T> packed(packed_size<T>(hidden, n)), norm(n + kLanes<T>);
-    row_norms(x, n, hidden, static_cast<T*>(norm));
+    pack_with_norms<T>(x, n, hidden, packed, norm);
     std::fill_n(norm + n, kLanes<T>, T{1});
-    pack_transposed<T>(x, hidden, hidden, n, packed);
-    parallel_for((n + kRowTile - 1) / kRowTile, 1, [&](int64_t from, int64_t to) {
-      Scratch<T> similarity(kRowTile * kColumnTile);
-      for (int64_t i = from * kRowTile; i < std::min(n, to * kRowTile); i += kRowTile)
-        choose<T>(x, i, std::min<int64_t>(kRowTile, n - i), n, hidden, packed, norm, similarity, begin, value, choice);
+    parallel_for(n, kTileRows, [&](int64_t from, int64_t to) {
+      const Scratch<T> similarity(kRowTile * kColumnTile);
+      each_tile(from, to, [&](int64_t i, int64_t rows) {
+        choose<T>(x, i, rows, n, hidden, packed, norm, similarity, begin, value, choice);
+      });
     });
     const Members members(choice, begin, n);
     for (int64_t j = 0; j < n; ++j) {

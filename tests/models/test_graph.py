@@ -168,5 +168,7 @@ def test_concept_matrices():
     assert_close("no concepts", net(x, torch.zeros(6, 0)), net(x, torch.zeros(6, K)))
     for dtype in (torch.bool, torch.int64, torch.float64):
         assert torch.equal(net(x, concepts(6).to(dtype)), net(x, concepts(6)))
+    chosen = torch.tensor([5, 0, 0, 3, 1, 2])
+    assert torch.equal(net(x, concepts(6), stocks=chosen), net(x, concepts(6)[chosen]))
     with pytest.raises(ValueError, match=r"HISTNet: concept_matrix must be of shape \[6, K\], got \[5, 7\]"):
         net(x, torch.zeros(5, K))

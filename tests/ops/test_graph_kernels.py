@@ -13,6 +13,7 @@ from alphakernels.ops._library import OPS
 from alphakernels.ops.complete_graph_attention import reference
 from alphakernels.ops.concept_attention import reference as concept_reference
 from alphakernels.ops.hidden_concepts import reference as hidden_reference
+from alphakernels.ops.predefined_concepts import reference as predefined_reference
 from alphakernels.testing import TOLERANCES, Tolerance, assert_close
 
 SINGLE = Tolerance(1e-5, 2e-6, 1e-6)
@@ -164,6 +165,35 @@ def hidden(sizes=()):
     return call, lambda x: hidden_reference.hidden_concepts(x, offsets_of(sizes))[0]
 
 
+def predefined(member, sizes=(), rows=None):
+    def call(x):
+        offsets = None if not sizes else offsets_of(sizes).to(x.device)
+        return ops.predefined_concepts(x, member.to(x), offsets, None if rows is None else rows.to(x.device))
+
+    return call, lambda x: predefined_reference.predefined_concepts(x, member.to(x), offsets_of(sizes), rows)[0]
+
+
+def test_predefined_concepts(triton_device):
+    """Days of few and of many, one without stocks; chosen rows; columns and concepts of more than a tile; a concept without stock."""
+    member = (torch.rand(45, 70, generator=torch.Generator().manual_seed(3)) < 0.2) * randn(45, 70, seed=4).abs()
+    member[:, 9] = 0
+    got = check(*predefined(member, (1, 40, 0, 4)), (randn(45, 70),), triton_device)
+    assert not got[0][9].any() and not got[0][140:210].any()
+    rows = torch.randint(45, (60,), generator=torch.Generator().manual_seed(5))
+    check(*predefined(member, (), rows), (randn(60, 20),), triton_device)
+    check(*predefined(member, (33, 27), rows), (randn(60, 20),), triton_device)
+
+
+def test_predefined_concepts_of_nobody_and_none(triton_device):
+    x = torch.empty(0, 4, device=triton_device, requires_grad=True)
+    out = ops.predefined_concepts(x, torch.empty(0, 3, device=triton_device))
+    assert out.shape == (3, 4) and not out.any()
+    assert torch.autograd.grad(out.sum(), x)[0].shape == (0, 4)
+    x = randn(5, 4).to(triton_device).requires_grad_()
+    out = ops.predefined_concepts(x, torch.empty(5, 0, device=triton_device))
+    assert out.shape == (0, 4) and not torch.autograd.grad(out.sum(), x)[0].any()
+
+
 def test_silent_concepts(triton_device):
     """Rows of zeros, rows that cancel, and none that is not: no part, no gradient."""
     c = randn(7, 70)
@@ -212,9 +242,11 @@ def test_concepts_in_half_precision(triton_device, dtype):
     x, c = (randn(*shape, seed=i).to(dtype) for i, shape in enumerate(((30, 8), (11, 8))))
     check(*concepts(), (x, c), triton_device, TOLERANCES[dtype])
     check(*hidden(), (x + 1,), triton_device, TOLERANCES[dtype])
+    member = (randn(30, 11, seed=2) > 0.5).to(dtype)
+    check(*predefined(member, (12, 18)), (x,), triton_device, TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("name", ["complete_graph_attention", "concept_attention", "hidden_concepts"])
+@pytest.mark.parametrize("name", ["complete_graph_attention", "concept_attention", "hidden_concepts", "predefined_concepts"])
 def test_float64_on_a_gpu_is_pytorchs_and_says_why(name):
     reason = _backend.reason_against(OPS[name], "triton", "cuda", torch.float64)
     if importlib.util.find_spec("triton") is not None:

@@ -166,8 +166,8 @@ class HISTModel(_DayModel):
 
     def _scores(self, module: nn.Module, batch: Batch) -> Tensor:
         self.concepts_ = self.concepts_.to(batch.x.device)
-        concepts = self.concepts_.matrix[batch.extras["stock"]]  # [B, K]
-        return module(batch.x, concepts) if len(batch.offsets) == 2 else module(batch.x, concepts, batch.offsets)
+        offsets = None if len(batch.offsets) == 2 else batch.offsets
+        return module(batch.x, self.concepts_.matrix, offsets, batch.extras["stock"])
 
     def _fingerprint(self, context: FitContext, **segments: Rows) -> dict[str, Any] | None:
         fingerprint = super()._fingerprint(context, **segments)

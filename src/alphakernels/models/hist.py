@@ -8,7 +8,7 @@ from torch import Tensor
 from torch import nn as torch_nn
 
 from .. import ops
-from ..ops._days import check_offsets, day_slices, on_device
+from ..ops._days import check_offsets, on_device
 from ._base_network import encode, make_base
 
 # In the order in which Qlib creates them.
@@ -30,7 +30,7 @@ class HISTNet(torch_nn.Module):
     Shapes: x [N, F * T] (rows), [N, T, F] (windows) or [N, F] (MLP); concept_matrix [N, K], one where stock i belongs to concept k (or
     the weight of its membership) -> [N], of one stock too. A stock without concept and a concept without stock are allowed, K = 0
     included. All N are stocks of one day, unless `offsets` (int64 [days + 1], rising from 0 to N; best on the CPU) says which rows make a
-    day.
+    day. With `stocks` (int64 [N]) stock i has the row stocks[i] of concept_matrix, which then has any number of rows.
 
     Raises:
         ValueError: unknown base_model; x or concept_matrix of another shape.
@@ -49,25 +49,19 @@ class HISTNet(torch_nn.Module):
         for name in _HEADS:
             setattr(self, name, torch_nn.Linear(hidden_size, 1))
 
-    @staticmethod
-    def _predefined(hidden: Tensor, concept_matrix: Tensor) -> Tensor:
-        """The predefined concepts of a day, [K, H]: sums of their stocks, a stock's share shrinking with the concept's size."""
-        member = concept_matrix.to(hidden.dtype)  # [N, K]
-        return (member / (member.sum(0) * member + 1)).T @ hidden
-
-    def forward(self, x: Tensor, concept_matrix: Tensor, offsets: Tensor | None = None) -> Tensor:
-        if concept_matrix.dim() != 2 or len(concept_matrix) != len(x):
-            raise ValueError(f"HISTNet: concept_matrix must be of shape [{len(x)}, K], got {list(concept_matrix.shape)}")
+    def forward(self, x: Tensor, concept_matrix: Tensor, offsets: Tensor | None = None, stocks: Tensor | None = None) -> Tensor:
+        if concept_matrix.dim() != 2 or (stocks is None and len(concept_matrix) != len(x)):
+            raise ValueError(
+                f"HISTNet: concept_matrix must be of shape [{len(x) if stocks is None else 'rows'}, K], got {list(concept_matrix.shape)}"
+            )
         check_offsets("HISTNet", offsets, len(x))
         hidden = encode("HISTNet", self.rnn, x, self.d_feat)  # [N, H]
 
-        if offsets is None:
-            concepts, concept_offsets = self._predefined(hidden, concept_matrix), None
-        else:
-            days = day_slices(offsets, len(x))
-            concepts = torch.cat([hidden[:0], *(self._predefined(hidden[day], concept_matrix[day]) for day in days)])
-            concept_offsets = torch.arange(len(days) + 1, device=x.device) * concept_matrix.shape[1]
-            offsets = on_device(offsets, x.device)  # once for the four calls
+        concept_offsets = None
+        if offsets is not None:
+            concept_offsets = torch.arange(len(offsets), device=x.device) * concept_matrix.shape[1]
+            offsets = on_device(offsets, x.device)  # once for the five calls
+        concepts = ops.predefined_concepts(hidden, concept_matrix, offsets, stocks)  # [days * K, H]
         shared = self.fc_es(ops.concept_attention(hidden, concepts, offsets, concept_offsets))
         without = hidden - self.fc_es_back(shared)
         output = self.leaky_relu(self.fc_es_fore(shared))

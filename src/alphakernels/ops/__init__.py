@@ -13,6 +13,7 @@ from .hidden_concepts import hidden_concepts
 from .linear import linear
 from .linear_tanh import linear_tanh
 from .local_encoder_layer import local_encoder_layer
+from .predefined_concepts import predefined_concepts
 from .recurrent import recurrent
 from .sfm import fourier_waves, sfm
 from .sparsemax import sparsemax
@@ -35,6 +36,7 @@ __all__ = [
     "linear",
     "linear_tanh",
     "local_encoder_layer",
+    "predefined_concepts",
     "recurrent",
     "sfm",
     "sparsemax",

@@ -1,0 +1,3 @@
+from .op import predefined_concepts
+
+__all__ = ["predefined_concepts"]
