@@ -29,8 +29,10 @@ struct Concepts {
   static std::vector<int64_t> taking_part(const T* c, int64_t begin, int64_t end, int64_t hidden) {
     std::vector<char> part(end - begin);
     parallel_for(end - begin, 128, [&](int64_t from, int64_t to) {
-      for (int64_t j = from; j < to; ++j)
-        part[j] = sum_packs<T>(hidden, [row = c + (begin + j) * hidden](auto pack, int64_t k) { return load<decltype(pack)>(row + k); }) != 0;
+      for (int64_t j = from; j < to; ++j) {
+        const T* values = c + (begin + j) * hidden;
+        part[j] = sum_packs<T>(hidden, [values](auto pack, int64_t k) { return load<decltype(pack)>(values + k); }) != 0;
+      }
     });
     std::vector<int64_t> rows;
     rows.reserve(end - begin);
@@ -115,8 +117,8 @@ struct Gradients {
   T *rows, *norms;
 };
 
-// What the tiles [first, last) of stocks and the concepts [begin, end), begin a multiple of kPanel, give each other: of stock 0 and concept 0
-// of the day on.
+// What the tiles [first, last) of stocks and the concepts [begin, end), begin a multiple of kPanel, give each other; dx and dc begin at the
+// day's first stock and first concept.
 template <class T>
 void backward_block(const Stocks<T>& stocks, const Concepts<T>& concepts, int64_t first, int64_t last, int64_t begin, int64_t end,
                     Gradients<T> dx, Gradients<T> dc) {

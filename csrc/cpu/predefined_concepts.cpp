@@ -8,6 +8,7 @@ namespace ak::AK_ISA {
 namespace {
 
 constexpr int64_t kConcepts = 16;  // whose lists are made at once: a cache line of each row of membership
+constexpr int64_t kAhead = 16;     // rows of membership that are on their way: too far apart for the processor to foresee them
 
 // y = start + sum_m weight[m] x[row[m]], every column through the list in order.
 template <class T, int vectors, class P = Vec<T>>
@@ -54,6 +55,7 @@ void sum_stocks(const T* x, const Membership<T>& member, int64_t begin, int64_t 
   int64_t count[kConcepts] = {};
   for (int64_t i = 0; i < stocks; ++i) {
     const T* w = member.of(begin + i) + k0;
+    __builtin_prefetch(member.of(std::min(begin + i + kAhead, end - 1)) + k0);
     each_nonzero<T>(w, n, [&](int64_t k) {
       const int64_t at = k * stocks + count[k]++;
       sum[k] += w[k];

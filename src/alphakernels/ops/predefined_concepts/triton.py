@@ -6,7 +6,6 @@ Products are made as in concept attention.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
