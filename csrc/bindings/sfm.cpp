@@ -19,7 +19,7 @@ struct Sfm {
     check_float(op, "x", x);
     STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3, op, ": x must be a CPU tensor of shape [B, T, D]");
     sizes = {x.size(0), x.size(1), x.size(2), bias_a.numel(), weight_a.numel()};
-    const int64_t width = 4 * sizes.hidden + sizes.frequencies;
+    const int64_t width = sizes.gates();
     check_columns(op, "weight_x", weight_x, x, sizes.features * width);
     check_columns(op, "weight_h", weight_h, x, sizes.hidden * width);
     check_columns(op, "bias", bias, x, width);
@@ -36,38 +36,41 @@ struct Sfm {
   }
 };
 
-std::tuple<Tensor, Tensor> sfm(const Tensor& x, const Tensor& weight_x, const Tensor& weight_h, const Tensor& bias,
-                               const Tensor& weight_a, const Tensor& bias_a, const Tensor& waves, const OptionalTensor& mask,
-                               bool training) {
+std::tuple<Tensor, Tensor, Tensor> sfm(const Tensor& x, const Tensor& weight_x, const Tensor& weight_h, const Tensor& bias,
+                                       const Tensor& weight_a, const Tensor& bias_a, const Tensor& waves, const OptionalTensor& mask,
+                                       bool training) {
   const Sfm given("sfm", x, weight_x, weight_h, bias, weight_a, bias_a, waves, mask);
   const SfmSizes& s = given.sizes;
-  const Tensor result = empty(x, {s.batch, s.hidden}), hidden = empty(x, {training ? s.batch : 0, s.steps, s.hidden});
+  const int64_t kept = training ? s.batch : 0;
+  const Tensor result = empty(x, {s.batch, s.hidden}), hidden = empty(x, {kept, s.steps, s.hidden}),
+               gates = empty(x, {kept, s.steps, s.gates()});
   if (s.hidden > 0)
     for_dtype(x, [&](auto t) {
       using T = decltype(t);
-      AK_DISPATCH(sfm<T>(s, given.inputs<T>(), out<T>(result), out<T>(hidden)));
+      AK_DISPATCH(sfm<T>(s, given.inputs<T>(), out<T>(result), {out<T>(hidden), out<T>(gates)}));
     });
-  return {result, hidden};
+  return {result, hidden, gates};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sfm_backward(
     const Tensor& grad_in, const Tensor& x, const Tensor& weight_x, const Tensor& weight_h, const Tensor& bias,
     const Tensor& weight_a, const Tensor& bias_a, const Tensor& waves, const OptionalTensor& mask, const Tensor& hidden_in,
-    bool x_gradient) {
+    const Tensor& gates_in, bool x_gradient) {
   const char* op = "sfm_backward";
   const Sfm given(op, x, weight_x, weight_h, bias, weight_a, bias_a, waves, mask);
   const SfmSizes& s = given.sizes;
   check_columns(op, "grad", grad_in, x, s.batch * s.hidden);
   check_columns(op, "hidden", hidden_in, x, s.batch * s.steps * s.hidden);
-  const Tensor grad = dense(grad_in), hidden = dense(hidden_in);
-  const int64_t width = 4 * s.hidden + s.frequencies;
+  check_columns(op, "gates", gates_in, x, s.batch * s.steps * s.gates());
+  const Tensor grad = dense(grad_in), hidden = dense(hidden_in), gates = dense(gates_in);
+  const int64_t width = s.gates();
   const Tensor dx = empty(x, {x_gradient ? s.batch : 0, s.steps, s.features}), dweight_x = empty(x, {s.features, width}),
                dweight_h = empty(x, {s.hidden, width}), dbias = empty(x, {width}), dweight_a = empty(x, {s.frequencies}),
                dbias_a = empty(x, {s.hidden});
   if (s.hidden > 0)
     for_dtype(x, [&](auto t) {
       using T = decltype(t);
-      AK_DISPATCH(sfm_backward<T>(s, given.inputs<T>(), data<T>(grad), data<T>(hidden),
+      AK_DISPATCH(sfm_backward<T>(s, given.inputs<T>(), data<T>(grad), {data<T>(hidden), data<T>(gates)},
                                   SfmGradients<T>{out<T>(dx), out<T>(dweight_x), out<T>(dweight_h), out<T>(dbias),
                                                   out<T>(dweight_a), out<T>(dbias_a)}));
     });

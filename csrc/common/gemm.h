@@ -149,27 +149,27 @@ template <class T>
 inline RightOperand<T> packed_panels(const T* packed, int64_t depth) {
   return {packed, depth, kPanel<T>};
 }
-// A row-major B, its rows `stride` elements apart, where it lies; its columns must be whole panels.
+// A row-major B, its rows `stride` elements apart, where it lies; its columns must be whole registers.
 template <class T>
 inline RightOperand<T> row_major(const T* b, int64_t stride) {
   return {b, 1, stride};
 }
 
-// rows x kPanel of C, in registers: acc = or += sum_k a(i, k) * panel[k].
-template <class T, int rows>
+// rows x kPanel of C, in registers: acc = or += sum_k a(i, k) * panel[k]. With one vector only the panel's first half.
+template <class T, int rows, int vectors = kTileVectors>
 struct Accumulator {
-  Vec<T> sum[rows][kTileVectors];
+  Vec<T> sum[rows][vectors];
 
   inline void zero() {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
-      for (int v = 0; v < kTileVectors; ++v) sum[i][v] = Vec<T>{};
+      for (int v = 0; v < vectors; ++v) sum[i][v] = Vec<T>{};
   }
   // C += acc. Added at the end, an element of C takes one rounding, where a sum started from it would take one a term.
   inline void add_to(T* c, int64_t stride) const {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
-      for (int v = 0; v < kTileVectors; ++v) {
+      for (int v = 0; v < vectors; ++v) {
         T* at = c + i * stride + v * kLanes<T>;
         store(at, static_cast<Vec<T>>(load<Vec<T>>(at) + sum[i][v]));
       }
@@ -177,41 +177,44 @@ struct Accumulator {
   inline void store_to(T* c, int64_t stride) const {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
-      for (int v = 0; v < kTileVectors; ++v) store(c + i * stride + v * kLanes<T>, sum[i][v]);
+      for (int v = 0; v < vectors; ++v) store(c + i * stride + v * kLanes<T>, sum[i][v]);
   }
   inline void multiply(const Operand<T>& a, const T* panel, int64_t depth, int64_t step = kPanel<T>) {
     const T* p = a.data;
     for (int64_t k = 0; k < depth; ++k, p += a.step, panel += step) {
-      Vec<T> b[kTileVectors];
-      for (int v = 0; v < kTileVectors; ++v) b[v] = load<Vec<T>>(panel + v * kLanes<T>);
+      Vec<T> b[vectors];
+      for (int v = 0; v < vectors; ++v) b[v] = load<Vec<T>>(panel + v * kLanes<T>);
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
         const T s = p[i * a.row];
-        for (int v = 0; v < kTileVectors; ++v) sum[i][v] += s * b[v];
+        for (int v = 0; v < vectors; ++v) sum[i][v] += s * b[v];
       }
     }
   }
 };
 
-// One tile of `rows` rows and `columns` <= kPanel columns of C (+)= A panel.
-template <class T, int rows>
+// One tile of `rows` rows and `columns` <= vectors * kLanes columns of C (+)= A panel.
+template <class T, int rows, int vectors = kTileVectors>
 inline void tile(const Operand<T>& a, const T* panel, int64_t step, int64_t depth, T* c, int64_t stride, int64_t columns, bool add) {
-  Accumulator<T, rows> acc;
+  if constexpr (vectors > 1)  // the padding of a last panel that is half empty is not worth multiplying
+    if (columns <= kLanes<T>) return tile<T, rows, 1>(a, panel, step, depth, c, stride, columns, add);
+  constexpr int64_t width = vectors * kLanes<T>;
+  Accumulator<T, rows, vectors> acc;
   for (int i = 0; i < rows; ++i)  // C's lines come in while the product runs
-    for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(c + i * stride + v * kLanes<T>, 1);
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + i * stride + v * kLanes<T>, 1);
   acc.zero();
   acc.multiply(a, panel, depth, step);
-  if (columns == kPanel<T>) {
+  if (columns == width) {
     if (add)
       acc.add_to(c, stride);
     else
       acc.store_to(c, stride);
     return;
   }
-  alignas(64) T edge[rows * kPanel<T>];  // the last panel's padding must not reach C
-  acc.store_to(edge, kPanel<T>);
+  alignas(64) T edge[rows * width];  // the last panel's padding must not reach C
+  acc.store_to(edge, width);
   for (int i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) c[i * stride + j] = edge[i * kPanel<T> + j] + (add ? c[i * stride + j] : T{0});
+    for (int64_t j = 0; j < columns; ++j) c[i * stride + j] = edge[i * width + j] + (add ? c[i * stride + j] : T{0});
 }
 
 // The same for any number of rows up to kTileRows, known only at run time.

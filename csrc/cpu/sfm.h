@@ -10,6 +10,7 @@ namespace ak {
 
 struct SfmSizes {
   int64_t batch, steps, features, hidden, frequencies;
+  int64_t gates() const { return 4 * hidden + frequencies; }  // columns of the weights
 };
 
 template <class T>
@@ -22,6 +23,13 @@ struct SfmInputs {
   const T* mask;                       // [B, H], a factor on the hidden state where it enters the gates; or null
 };
 
+// What the forward pass keeps for the backward pass; T is const where it is read.
+template <class T>
+struct SfmKept {
+  T* hidden;  // [B, T, H], after each step; or null, to keep nothing
+  T* gates;   // [B, T, 4H + F], opened: hard sigmoids, tanh of the cell's
+};
+
 template <class T>
 struct SfmGradients {
   T* x;  // [B, T, D], or null where it is not asked for
@@ -31,7 +39,7 @@ struct SfmGradients {
 }  // namespace ak
 
 AK_FOR_EACH_ISA(
-    // out [B, H]: the last hidden state. hidden [B, T, H]: all of them, for the backward pass, or null.
-    template <class T> void sfm(const SfmSizes& sizes, const SfmInputs<T>& in, T* out, T* hidden);
-    template <class T> void sfm_backward(const SfmSizes& sizes, const SfmInputs<T>& in, const T* grad, const T* hidden,
+    // out [B, H]: the last hidden state.
+    template <class T> void sfm(const SfmSizes& sizes, const SfmInputs<T>& in, T* out, const SfmKept<T>& kept);
+    template <class T> void sfm_backward(const SfmSizes& sizes, const SfmInputs<T>& in, const T* grad, const SfmKept<const T>& kept,
                                          const SfmGradients<T>& out);)

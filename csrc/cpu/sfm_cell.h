@@ -12,8 +12,7 @@
 namespace ak::AK_ISA {
 namespace {
 
-// How a tile is laid out: units padded to whole registers and the columns of the gates to whole panels of a product, with zeros,
-// which all arithmetic leaves zero.
+// How a tile is laid out: units and the columns of the gates padded to whole registers with zeros, which all arithmetic leaves zero.
 template <class T>
 struct SfmLayout {
   int64_t units;   // padded H
@@ -22,7 +21,7 @@ struct SfmLayout {
   int64_t state;   // elements of S of one row
 
   explicit SfmLayout(const SfmSizes& s)
-      : units(round_up(s.hidden, kLanes<T>)), gates(round_up(4 * units + s.frequencies, kPanel<T>)), inputs(units + s.features + 1),
+      : units(round_up(s.hidden, kLanes<T>)), gates(round_up(4 * units + s.frequencies, kLanes<T>)), inputs(units + s.features + 1),
         state(2 * s.frequencies * units) {}
 };
 

@@ -17,36 +17,38 @@ _TRITON = "alphakernels.ops.sfm.triton"
 
 def _fake(x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask, training):
     batch, steps, units = x.shape[0], x.shape[1], bias_a.shape[0]
-    return x.new_empty(batch, units), x.new_empty(batch if training else 0, steps, units, dtype=statistics_dtype(x))
+    kept, dtype = batch if training else 0, statistics_dtype(x)
+    # Kept for the backward pass: the hidden state after each step, and the opened gates of each.
+    hidden, gates = x.new_empty(kept, steps, units, dtype=dtype), x.new_empty(kept, steps, bias.shape[0], dtype=dtype)
+    return x.new_empty(batch, units), hidden, gates
 
 
 def _setup(ctx, inputs, output) -> None:
     *tensors, ctx.training = inputs
-    ctx.save_for_backward(*tensors, output[1])
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, ops, grad: Tensor | None, _):
-    *tensors, hidden = ctx.saved_tensors
+def _backward(ctx, ops, grad: Tensor | None, *_):
     if not ctx.training:
         raise RuntimeError("sfm: training must be True where a gradient is asked for, got False")
     if grad is None:
         return (None,) * 9
-    dx, *parameters = ops.sfm_backward(grad, *tensors, hidden, ctx.needs_input_grad[0])
+    dx, *parameters = ops.sfm_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[0])
     return dx if ctx.needs_input_grad[0] else None, *parameters, None, None, None
 
 
 SFM = define(
     "sfm",
     "(Tensor x, Tensor weight_x, Tensor weight_h, Tensor bias, Tensor weight_a, Tensor bias_a, Tensor waves, Tensor? hidden_mask, "
-    "bool training) -> (Tensor, Tensor)",
+    "bool training) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
     formula=Formula(_setup, _backward),
     triton=_TRITON,
 )
 
 
-def _fake_backward(grad, x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask, hidden, x_gradient):
+def _fake_backward(grad, x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask, hidden, gates, x_gradient):
     batch, steps, features = x.shape
     dx = x.new_empty(batch if x_gradient else 0, steps, features)
     return dx, *(x.new_empty(t.shape) for t in (weight_x, weight_h, bias, weight_a, bias_a))
@@ -55,7 +57,7 @@ def _fake_backward(grad, x, weight_x, weight_h, bias, weight_a, bias_a, waves, h
 define(
     "sfm_backward",
     "(Tensor grad, Tensor x, Tensor weight_x, Tensor weight_h, Tensor bias, Tensor weight_a, Tensor bias_a, Tensor waves, "
-    "Tensor? hidden_mask, Tensor hidden, bool x_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? hidden_mask, Tensor hidden, Tensor gates, bool x_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_backward,
     triton=_TRITON,
 )
@@ -116,7 +118,7 @@ def sfm(
         TypeError: a tensor that is not floating point, or of another dtype than x.
         ValueError: a tensor of another shape or device; no steps; waves or hidden_mask that require a gradient.
 
-    For the backward pass the hidden states [B, T, H] are kept, nothing of size H x F.
+    For the backward pass the hidden states [B, T, H] and the gates [B, T, 4H + F] are kept, nothing of size H x F.
 
     Source: Zhang, Aggarwal & Qi, "Stock price prediction via discovering multi-frequency trading patterns", KDD 2017; Qlib's SFM_Model.
     """

@@ -21,24 +21,30 @@ def sfm(
     waves: Tensor,
     hidden_mask: Tensor | None,
     training: bool,
-) -> tuple[Tensor, Tensor]:
-    """The last hidden state [B, H], and of all steps [B, T, H] (empty unless training) from x [B, T, D]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last hidden state [B, H] from x [B, T, D]; of all steps the hidden states [B, T, H] and the opened gates [B, T, 4H + F], both
+    empty unless training."""
     batch, steps, _ = x.shape
     units, frequencies = bias_a.shape[0], weight_a.shape[0]
     from_x = x @ weight_x + bias  # [B, T, 4H + F]
     h = x.new_zeros(batch, units)
     real = imaginary = x.new_zeros(batch, units, frequencies)  # of the memory S
-    hidden = []
+    hidden, opened = [], []
     for step in range(steps):
         entering = h if hidden_mask is None else h * hidden_mask
         gates = from_x[:, step] + entering @ weight_h
-        i, state, cell, o, frequency = gates.split([units, units, units, units, frequencies], dim=1)
-        keep = hard_sigmoid(state)[:, :, None] * hard_sigmoid(frequency)[:, None, :]  # [B, H, F]
-        new = (hard_sigmoid(i) * torch.tanh(cell))[:, :, None]  # [B, H, 1]
+        linear = gates.split([units, units, units, units, frequencies], dim=1)
+        i, state, cell, o, frequency = (torch.tanh(z) if gate == 2 else hard_sigmoid(z) for gate, z in enumerate(linear))
+        keep = state[:, :, None] * frequency[:, None, :]  # [B, H, F]
+        new = (i * cell)[:, :, None]  # [B, H, 1]
         cosine, sine = waves[step]  # [F] each
         real = keep * real + new * cosine
         imaginary = keep * imaginary + new * sine
         amplitude = (real.square() + imaginary.square()) @ weight_a  # [B, H]
-        h = hard_sigmoid(o) * torch.tanh(amplitude + bias_a)
-        hidden.append(h)
-    return h, torch.stack(hidden, 1) if training else h.new_empty(0, steps, units)
+        h = o * torch.tanh(amplitude + bias_a)
+        if training:
+            hidden.append(h)
+            opened.append(torch.cat([i, state, cell, o, frequency], 1))
+    if not training:
+        return h, h.new_empty(0, steps, units), h.new_empty(0, steps, 4 * units + frequencies)
+    return h, torch.stack(hidden, 1), torch.stack(opened, 1)

@@ -1,9 +1,8 @@
 """The state-frequency memory on the GPU: one program owns a tile of rows for all T steps, with S in its registers.
 
 Only the hidden state goes through memory, a few hundred bytes a step, because every unit of the next step needs all of it; the
-weights come from the caches. The backward pass has the gates' linear parts of all steps from one matrix product, runs S forward
-leaving a checkpoint every SEGMENT steps, and then each segment forward and back; its last products, over all rows and steps, are
-matrix products again.
+weights come from the caches. The backward pass runs S forward from the gates that were kept, leaving a checkpoint every SEGMENT steps,
+and then each segment forward and back; its last products, over all rows and steps, are matrix products.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ def _advance(real, imaginary, keep, new, cosine, sine):
 
 
 @triton.jit
-def _forward(x, weight_x, weight_h, bias, weight_a, bias_a, waves, mask, state, out, hidden, batch, steps, features, units,
-             frequencies, MASK: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
+def _forward(x, weight_x, weight_h, bias, weight_a, bias_a, waves, mask, state, out, hidden, gates, batch, steps, features,
+             units, frequencies, MASK: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
              F: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d, u, k = tl.arange(0, D), tl.arange(0, H), tl.arange(0, F)
@@ -81,18 +80,25 @@ def _forward(x, weight_x, weight_h, bias, weight_a, bias_a, waves, mask, state, 
         xt = tl.load(x + x_at, here[:, None] & (d < features)[None, :], 0.0).to(tl.float32)
         zi = _linear(xt, state, weight_x, weight_h, bias, row, here, d, u, unit, features, units, width, CHUNK)
         zc = _linear(xt, state, weight_x, weight_h, bias, row, here, d, 2 * units + u, unit, features, units, width, CHUNK)
-        new = _hard_sigmoid(zi) * _tanh(zc)
+        i, c = _hard_sigmoid(zi), _tanh(zc)
         zs = _linear(xt, state, weight_x, weight_h, bias, row, here, d, units + u, unit, features, units, width, CHUNK)
         zf = _linear(xt, state, weight_x, weight_h, bias, row, here, d, 4 * units + k, frequency, features, units, width, CHUNK)
-        keep = _hard_sigmoid(zs)[:, :, None] * _hard_sigmoid(zf)[:, None, :]
+        s, f = _hard_sigmoid(zs), _hard_sigmoid(zf)
         cosine = tl.load(waves + 2 * t * frequencies + k, frequency, 0.0).to(tl.float32)
         sine = tl.load(waves + (2 * t + 1) * frequencies + k, frequency, 0.0).to(tl.float32)
-        real, imaginary = _advance(real, imaginary, keep, new, cosine, sine)
+        real, imaginary = _advance(real, imaginary, s[:, :, None] * f[:, None, :], i * c, cosine, sine)
         power = tl.sum((real * real + imaginary * imaginary) * amplitude[None, None, :], 2)
         zo = _linear(xt, state, weight_x, weight_h, bias, row, here, d, 3 * units + u, unit, features, units, width, CHUNK)
-        h = _hard_sigmoid(zo) * _tanh(power + shift[None, :])
+        o = _hard_sigmoid(zo)
+        h = o * _tanh(power + shift[None, :])
         if KEEP:
             tl.store(hidden + (row * steps + t)[:, None] * units + u[None, :], h, there)
+            base = (row * steps + t)[:, None] * width
+            tl.store(gates + base + u[None, :], i, there)
+            tl.store(gates + base + units + u[None, :], s, there)
+            tl.store(gates + base + 2 * units + u[None, :], c, there)
+            tl.store(gates + base + 3 * units + u[None, :], o, there)
+            tl.store(gates + base + 4 * units + k[None, :], f, here[:, None] & frequency[None, :])
         if t == steps - 1:
             tl.store(out + at, h, there)
         if MASK:
@@ -103,19 +109,19 @@ def _forward(x, weight_x, weight_h, bias, weight_a, bias_a, waves, mask, state, 
 
 
 @triton.jit
-def _gates(z, row, here, unit, frequency, u, k, t, steps, units, width):
-    """The opened gates of step t, from their linear parts: i, s, tanh c [ROWS, H], f [ROWS, F]."""
+def _gates(gates, row, here, unit, frequency, u, k, t, steps, units, width):
+    """The opened gates of step t but the output's: i, s, tanh c [ROWS, H], f [ROWS, F]."""
     base = (row * steps + t)[:, None] * width
     there = here[:, None] & unit[None, :]
-    i = _hard_sigmoid(tl.load(z + base + u[None, :], there, 0.0))
-    s = _hard_sigmoid(tl.load(z + base + units + u[None, :], there, 0.0))
-    c = _tanh(tl.load(z + base + 2 * units + u[None, :], there, 0.0))
-    f = _hard_sigmoid(tl.load(z + base + 4 * units + k[None, :], here[:, None] & frequency[None, :], 0.0))
+    i = tl.load(gates + base + u[None, :], there, 0.0)
+    s = tl.load(gates + base + units + u[None, :], there, 0.0)
+    c = tl.load(gates + base + 2 * units + u[None, :], there, 0.0)
+    f = tl.load(gates + base + 4 * units + k[None, :], here[:, None] & frequency[None, :], 0.0)
     return i, s, c, f
 
 
 @triton.jit
-def _backward(grad, z, weight_h, weight_a, bias_a, waves, mask, checkpoints, states, dgates, damplitude, dbias, batch, steps, units,
+def _backward(grad, gates, weight_h, weight_a, bias_a, waves, mask, checkpoints, states, dgates, damplitude, dbias, batch, steps, units,
               frequencies, MASK: tl.constexpr, ROWS: tl.constexpr, H: tl.constexpr, F: tl.constexpr, CHUNK: tl.constexpr,
               SEGMENT: tl.constexpr):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -139,7 +145,7 @@ def _backward(grad, z, weight_h, weight_a, bias_a, waves, mask, checkpoints, sta
         tl.store(checkpoint + segment * (2 * H * F), real, whole)
         tl.store(checkpoint + segment * (2 * H * F) + H * F, imaginary, whole)
         for t in range(segment * SEGMENT, tl.minimum((segment + 1) * SEGMENT, steps)):
-            i, s, c, f = _gates(z, row, here, unit, frequency, u, k, t, steps, units, width)
+            i, s, c, f = _gates(gates, row, here, unit, frequency, u, k, t, steps, units, width)
             cosine = tl.load(waves + 2 * t * frequencies + k, frequency, 0.0).to(tl.float32)
             sine = tl.load(waves + (2 * t + 1) * frequencies + k, frequency, 0.0).to(tl.float32)
             real, imaginary = _advance(real, imaginary, s[:, :, None] * f[:, None, :], i * c, cosine, sine)
@@ -159,7 +165,7 @@ def _backward(grad, z, weight_h, weight_a, bias_a, waves, mask, checkpoints, sta
         for t in range(start, stop):
             tl.store(kept + (t - start) * (2 * H * F), real, whole)
             tl.store(kept + (t - start) * (2 * H * F) + H * F, imaginary, whole)
-            i, s, c, f = _gates(z, row, here, unit, frequency, u, k, t, steps, units, width)
+            i, s, c, f = _gates(gates, row, here, unit, frequency, u, k, t, steps, units, width)
             cosine = tl.load(waves + 2 * t * frequencies + k, frequency, 0.0).to(tl.float32)
             sine = tl.load(waves + (2 * t + 1) * frequencies + k, frequency, 0.0).to(tl.float32)
             real, imaginary = _advance(real, imaginary, s[:, :, None] * f[:, None, :], i * c, cosine, sine)
@@ -167,8 +173,8 @@ def _backward(grad, z, weight_h, weight_a, bias_a, waves, mask, checkpoints, sta
         for step in range(0, stop - start):
             t = stop - 1 - step
             base = (row * steps + t)[:, None] * width
-            i, s, c, f = _gates(z, row, here, unit, frequency, u, k, t, steps, units, width)
-            o = _hard_sigmoid(tl.load(z + base + 3 * units + u[None, :], there, 0.0))
+            i, s, c, f = _gates(gates, row, here, unit, frequency, u, k, t, steps, units, width)
+            o = tl.load(gates + base + 3 * units + u[None, :], there, 0.0)
             cosine = tl.load(waves + 2 * t * frequencies + k, frequency, 0.0).to(tl.float32)
             sine = tl.load(waves + (2 * t + 1) * frequencies + k, frequency, 0.0).to(tl.float32)
             # `real`, `imaginary` are S after the step here, and before it from the loads on.
@@ -224,28 +230,29 @@ def _tiling(features: int, units: int, frequencies: int, backward: bool = False)
 def sfm(
     x: Tensor, weight_x: Tensor, weight_h: Tensor, bias: Tensor, weight_a: Tensor, bias_a: Tensor, waves: Tensor,
     hidden_mask: Tensor | None, training: bool
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(the last hidden state [B, H], and of all steps [B, T, H])."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(the last hidden state [B, H], and of all steps the hidden states [B, T, H] and the opened gates [B, T, 4H + F])."""
     x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask = dense(x, weight_x, weight_h, bias, weight_a, bias_a, waves, hidden_mask)
     (batch, steps, features), units, frequencies = x.shape, bias_a.shape[0], weight_a.shape[0]
     out = x.new_empty(batch, units)
-    hidden = x.new_empty(batch if training else 0, steps, units, dtype=statistics_dtype(x))
+    kept, dtype = batch if training else 0, statistics_dtype(x)
+    hidden, gates = x.new_empty(kept, steps, units, dtype=dtype), x.new_empty(kept, steps, bias.shape[0], dtype=dtype)
     if out.numel():
         tiling = _tiling(features, units, frequencies)
         state = torch.zeros_like(out, dtype=hidden.dtype)
         _forward[(triton.cdiv(batch, tiling["ROWS"]),)](
             x, weight_x, weight_h, bias, weight_a, bias_a, waves, x if hidden_mask is None else hidden_mask, state, out, hidden,
-            batch, steps, features, units, frequencies, MASK=hidden_mask is not None, KEEP=training, **tiling,
+            gates, batch, steps, features, units, frequencies, MASK=hidden_mask is not None, KEEP=training, **tiling,
         )  # fmt: skip
-    return out, hidden
+    return out, hidden, gates
 
 
 def sfm_backward(
     grad: Tensor, x: Tensor, weight_x: Tensor, weight_h: Tensor, bias: Tensor, weight_a: Tensor, bias_a: Tensor, waves: Tensor,
-    hidden_mask: Tensor | None, hidden: Tensor, x_gradient: bool
+    hidden_mask: Tensor | None, hidden: Tensor, gates: Tensor, x_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx or empty, dweight_x, dweight_h, dbias, dweight_a, dbias_a)."""
-    grad, x, hidden_mask, hidden, *constants = dense(grad, x, hidden_mask, hidden, weight_x, weight_h, bias, weight_a, bias_a, waves)
+    grad, x, hidden_mask, hidden, gates, *constants = dense(grad, x, hidden_mask, hidden, gates, weight_x, weight_h, bias, weight_a, bias_a, waves)
     *parameters, waves = constants
     weight_x, weight_h, bias, weight_a, bias_a = parameters
     (batch, steps, features), units, frequencies = x.shape, bias_a.shape[0], weight_a.shape[0]
@@ -254,19 +261,19 @@ def sfm_backward(
         return x.new_empty(batch if x_gradient else 0, steps, features), *(torch.zeros_like(p) for p in parameters)
     before = torch.zeros_like(hidden)  # the hidden state as it enters each step's gates
     before[:, 1:] = hidden[:, :-1] if hidden_mask is None else hidden[:, :-1] * hidden_mask[:, None].to(dtype)
-    rows_x, rows_h = x.view(-1, features).to(dtype), before.view(-1, units)
-    z = torch.addmm(bias.to(dtype), rows_x, weight_x.to(dtype)).addmm_(rows_h, weight_h.to(dtype))  # [B * T, 4H + F]
     tiling = _tiling(features, units, frequencies, backward=True)
     del tiling["D"]
     programs, state = triton.cdiv(batch, tiling["ROWS"]), 2 * tiling["H"] * tiling["F"]
     checkpoints = hidden.new_empty(batch, triton.cdiv(steps, SEGMENT), state)
     states = hidden.new_empty(batch, SEGMENT, state)
-    dgates = torch.empty_like(z)
+    dgates = torch.empty_like(gates)
     damplitude, dbias_a = hidden.new_empty(programs, frequencies), hidden.new_empty(programs, units)
     _backward[(programs,)](
-        grad, z, weight_h, weight_a, bias_a, waves, grad if hidden_mask is None else hidden_mask, checkpoints, states, dgates,
+        grad, gates, weight_h, weight_a, bias_a, waves, grad if hidden_mask is None else hidden_mask, checkpoints, states, dgates,
         damplitude, dbias_a, batch, steps, units, frequencies, MASK=hidden_mask is not None, SEGMENT=SEGMENT, **tiling,
     )  # fmt: skip
+    dgates = dgates.view(-1, bias.shape[0])  # [B * T, 4H + F]
+    rows_x, rows_h = x.view(-1, features).to(dtype), before.view(-1, units)
     dx = (dgates @ weight_x.to(dtype).t()).view(x.shape) if x_gradient else x.new_empty(0, steps, features)
     gradients = (rows_x.t() @ dgates, rows_h.t() @ dgates, dgates.sum(0), damplitude.sum(0), dbias_a.sum(0))
     return dx.to(x.dtype), *(g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True))
@@ -278,13 +285,13 @@ _PARAMETERS = ("weight_h", "weight_a", "bias_a", "waves", "mask")
 AOT = [
     (
         _forward,
-        {**pointers("x", "weight_x", "bias", *_PARAMETERS, "state", "out", "hidden"), **_SIZES},
+        {**pointers("x", "weight_x", "bias", *_PARAMETERS, "state", "out", "hidden", "gates"), **_SIZES},
         {"MASK": True, "KEEP": True, "D": 8, **_TILE},
         4,
     ),
     (
         _backward,
-        {**pointers("grad", "z", *_PARAMETERS, "checkpoints", "states", "dgates", "damplitude", "dbias"), **_SIZES},
+        {**pointers("grad", "gates", *_PARAMETERS, "checkpoints", "states", "dgates", "damplitude", "dbias"), **_SIZES},
         {"MASK": True, "SEGMENT": SEGMENT, **_TILE},
         8,
     ),
