@@ -2,6 +2,7 @@
 // A "pack" P is either Vec<T> (kLanes<T> elements) or, for rows shorter than a register, the bare T.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -62,6 +63,17 @@ inline void stream(T* p, Vec<T> v) {
 #else
   store(p, v);
 #endif
+}
+// n elements past the caches, to anywhere: what of a line they fill only in part goes the usual way.
+template <class T>
+inline void stream_copy(T* to, const T* from, int64_t n) {
+  constexpr int64_t lanes = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t misplaced = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) / sizeof(T)) % lanes;
+  const int64_t head = std::min(n, misplaced == 0 ? 0 : lanes - misplaced);
+  std::memcpy(to, from, static_cast<size_t>(head) * sizeof(T));
+  int64_t j = head;
+  for (; j + kLanes<T> <= n; j += kLanes<T>) stream(to + j, load<Vec<T>>(from + j));
+  std::memcpy(to + j, from + j, static_cast<size_t>(n - j) * sizeof(T));
 }
 inline void finish_streams() {
 #if defined(__AVX512F__)

@@ -21,6 +21,7 @@ constexpr int64_t kStateBytes = int64_t{4} << 20;
 constexpr int64_t kSegment = 8;  // steps between two checkpoints of S, at least
 // Rows times steps of a product that adds to the weights' gradients.
 constexpr int64_t kChunkRows = 192;
+constexpr int64_t kStreamBytes = int64_t{16} << 20;  // of the gates, from which on they are kept past the caches
 // The backward pass sums the weights' gradients in this many pieces, and those in order.
 constexpr int64_t kGroups = 32;
 
@@ -35,8 +36,9 @@ struct SfmWeights {
   Scratch<T> forward, backward, bias_a;
 
   SfmWeights(const SfmSizes& s, const SfmInputs<T>& in, bool with_backward, bool with_x)
-      : lay(s), columns(round_up(lay.units + (with_x ? s.features : 0), kPanel<T>)), forward(with_backward ? 0 : packed_size<T>(lay.inputs, lay.gates)),
-        backward(with_backward ? lay.gates * columns : 0), bias_a(lay.units) {
+      : lay(s), columns(round_up(lay.units + (with_x ? s.features : 0), kLanes<T>)),
+        forward(with_backward ? 0 : packed_size<T>(lay.inputs, lay.gates)),
+        backward(with_backward ? packed_size<T>(lay.gates, columns) : 0), bias_a(lay.units) {
     const auto weight = [&](int64_t row, int64_t j) -> T {
       const int64_t gate = std::min<int64_t>(j / lay.units, 4), k = j - gate * lay.units, column = gate * s.hidden + k;
       if (k >= (gate < 4 ? s.hidden : s.frequencies)) return 0;
@@ -61,9 +63,10 @@ void put_features(const SfmSizes& s, const SfmLayout<T>& lay, const SfmInputs<T>
   input[lay.units + s.features] = 1;
 }
 
-// Calls f(first column, where it lies in a tile's padded row, columns) for each gate.
+// Calls f(first column, where it lies in a tile's padded row, columns) for each gate, or for all at once that lie without gaps.
 template <class T, class F>
 void each_gate(const SfmSizes& s, const SfmLayout<T>& lay, const F& f) {
+  if (lay.units == s.hidden) return f(0, 0, s.gates());
   for (int64_t gate = 0; gate < 5; ++gate) f(gate * s.hidden, gate * lay.units, gate < 4 ? s.hidden : s.frequencies);
 }
 
@@ -79,6 +82,7 @@ template <class T>
 void sfm(const SfmSizes& s, const SfmInputs<T>& in, T* out, const SfmKept<T>& kept) {
   const SfmWeights<T> weights(s, in, false, false);
   const SfmLayout<T>& lay = weights.lay;
+  const bool past_caches = s.batch * s.steps * s.gates() * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   parallel_for(ceil_div(s.batch, kTile), 1, [&](int64_t first, int64_t last) {
     const Scratch<T> input(kTile * lay.inputs), z(kTile * lay.gates), S(kTile * lay.state), h(lay.units);
     for (int64_t tile = first; tile < last; ++tile) {
@@ -101,13 +105,17 @@ void sfm(const SfmSizes& s, const SfmInputs<T>& in, T* out, const SfmKept<T>& ke
             const int64_t at = (begin + r) * s.steps + t;
             std::memcpy(kept.hidden + at * s.hidden, &h[0], s.hidden * sizeof(T));
             each_gate(s, lay, [&](int64_t column, int64_t padded, int64_t n) {
-              std::memcpy(kept.gates + at * s.gates() + column, gate + padded, n * sizeof(T));
+              if (past_caches)
+                stream_copy(kept.gates + at * s.gates() + column, gate + padded, n);
+              else
+                std::memcpy(kept.gates + at * s.gates() + column, gate + padded, n * sizeof(T));
             });
           }
           if (t + 1 == s.steps) std::memcpy(out + (begin + r) * s.hidden, &h[0], s.hidden * sizeof(T));
         }
       }
     }
+    finish_streams();
   });
 }
 
@@ -126,6 +134,11 @@ struct Sums {
 template <class T>
 void add(int64_t n, const T* from, T* to) {
   for (int64_t i = 0; i < n; i += kLanes<T>) store(to + i, static_cast<Vec<T>>(load<Vec<T>>(to + i) + load<Vec<T>>(from + i)));
+}
+
+template <class T>
+inline void prefetch(const T* data, int64_t n) {
+  for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(data + j);
 }
 
 // Steps between two checkpoints of S: as many as fit into kStateBytes with the checkpoints and the gradient of S, all if they do.
@@ -158,20 +171,22 @@ class BackwardTile {
   void run(int64_t tile, const T* grad, T* dx, T* sums) {
     begin = tile * kBackwardTile;
     rows = std::min(kBackwardTile, s.batch - begin);
-    gather();
     std::fill_n(checkpoint(0, 0), kBackwardTile * lay.state, T(0));
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t segment = 0; segment + 1 < segments; ++segment) {
-        const T* from = checkpoint(segment, r);
-        for (int64_t t = segment * length; t < (segment + 1) * length; ++t, from = checkpoint(segment + 1, r))
-          forward(t, r, from, checkpoint(segment + 1, r));
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* from = checkpoint(0, r);
+      for (int64_t t = 0; t < s.steps; ++t) {
+        gather(t, r);
+        T* const to = t < (segments - 1) * length ? checkpoint(t / length + 1, r) : kept(segments - 1, t + 1, r);
+        forward(t, r, from, to);
+        from = to;
       }
+    }
     std::fill_n(dstate(0), kBackwardTile * lay.state, T(0));
     std::fill_n(&dinput[0], kBackwardTile * weights.columns, T(0));
     for (int64_t r = 0; r < rows; ++r) std::memcpy(dinput + r * weights.columns, grad + (begin + r) * s.hidden, s.hidden * sizeof(T));
     for (int64_t segment = segments - 1; segment >= 0; --segment) {
       const int64_t start = segment * length, stop = std::min(start + length, s.steps);
-      for (int64_t r = 0; r < rows; ++r)
+      for (int64_t r = 0; r < rows && segment + 1 < segments; ++r)
         for (int64_t t = start; t < stop; ++t) forward(t, r, kept(segment, t, r), kept(segment, t + 1, r));
       std::fill_n(&damplitude[0], parts.amplitude, T(0));
       std::fill_n(&dbias[0], parts.bias, T(0));
@@ -194,25 +209,24 @@ class BackwardTile {
   }
   T* dstate(int64_t r) { return checkpoint(segments + length, r); }
 
-  // What the gates were computed from, what they were, and a = tanh of the amplitude from h = o a: where o is zero neither a nor its
-  // gradient matters, but a NaN must stay one.
-  void gather() {
+  // What the gates of step t were computed from, what they were, and a = tanh of the amplitude from h = o a: where o is zero neither
+  // a nor its gradient matters, but a NaN must stay one.
+  void gather(int64_t t, int64_t r) {
     using P = Vec<T>;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t t = 0; t < s.steps; ++t) {
-        const int64_t place = (begin + r) * s.steps + t;
-        const T *h = given.hidden + place * s.hidden, *opened = given.gates + place * s.gates();
-        T *open = gate(t, r), *ratios = a + at(t, r) * lay.units;
-        put_features<T>(s, lay, in, begin + r, t, input + at(t, r) * lay.inputs);
-        if (t == 0) std::fill_n(input + r * lay.inputs, s.hidden, T(0));
-        if (t + 1 < s.steps) put_state<T>(s, in, begin + r, h, input + at(t + 1, r) * lay.inputs);
-        each_gate(s, lay, [&](int64_t column, int64_t padded, int64_t n) { std::memcpy(open + padded, opened + column, n * sizeof(T)); });
-        std::memcpy(ratios, h, s.hidden * sizeof(T));
-        for (int64_t j = 0; j < lay.units; j += kLanes<T>) {
-          const P value = load<P>(ratios + j), o = load<P>(open + 3 * lay.units + j), ratio = value / o;
-          store(ratios + j, o > P{} ? ratio : value);
-        }
-      }
+    const int64_t place = (begin + r) * s.steps + t;
+    const T *h = given.hidden + place * s.hidden, *opened = given.gates + place * s.gates();
+    T *open = gate(t, r), *ratios = a + at(t, r) * lay.units;
+    prefetch(h + 2 * s.hidden, s.hidden);  // what is two steps ahead comes in meanwhile
+    prefetch(opened + 2 * s.gates(), s.gates());
+    put_features<T>(s, lay, in, begin + r, t, input + at(t, r) * lay.inputs);
+    if (t == 0) std::fill_n(input + r * lay.inputs, s.hidden, T(0));
+    if (t + 1 < s.steps) put_state<T>(s, in, begin + r, h, input + at(t + 1, r) * lay.inputs);
+    each_gate(s, lay, [&](int64_t column, int64_t padded, int64_t n) { std::memcpy(open + padded, opened + column, n * sizeof(T)); });
+    std::memcpy(ratios, h, s.hidden * sizeof(T));
+    for (int64_t j = 0; j < lay.units; j += kLanes<T>) {
+      const P value = load<P>(ratios + j), o = load<P>(open + 3 * lay.units + j), ratio = value / o;
+      store(ratios + j, o > P{} ? ratio : value);
+    }
   }
 
   void forward(int64_t t, int64_t r, const T* before, T* after) {

@@ -18,7 +18,7 @@ ROWWISE = {
     "glu_block-4096 x 256, vbs 128": 256,
     "attention_pool-800 x 60, H 64": 60 * 64,
     "local_encoder_layer-100 x 60, d 64, FFN 2048": 60 * 3 * 64,
-    "sfm-72 x 60, H 64, F 25": 60 * 64,
+    "sfm-72 x 60, H 64, F 25": 60 * (4 * 64 + 25),
 }
 BY_NAME = {str(case): case for case in cases("contract") + cases("benchmark")}
 SEVERAL_TENSORS = 16  # of 2^31 elements, at once

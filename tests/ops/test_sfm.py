@@ -172,6 +172,24 @@ def test_any_number_of_steps(steps):
             assert_close(name, ours[name], theirs[name])
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((5, 20, 2, 40, 200), id="more of S than the backward pass keeps"),
+        pytest.param((170, 50, 1, 61, 3), id="gates past the caches"),
+        pytest.param((164, 50, 1, 64, 1), id="gates past the caches, whole registers"),
+    ],
+)
+def test_large(sizes, backend):
+    if backend == "reference":
+        pytest.skip("the kernel's ways of saving memory and time")
+    i = inputs(*sizes)
+    expected = outputs_and_gradients(by_reference, i, PARAMETERS)
+    for ours, theirs in zip(run(i), expected, strict=True):
+        for name in theirs:
+            assert_close(name, ours[name], theirs[name], tolerance=Tolerance(1e-10, 1e-10))  # two orders of a long sum
+
+
 def test_gradients_of_some_inputs_alone():
     i = inputs(4, 3, 2, 5, 3)
     _, expected = run(i)

@@ -252,8 +252,8 @@ def sfm_backward(
     hidden_mask: Tensor | None, hidden: Tensor, gates: Tensor, x_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx or empty, dweight_x, dweight_h, dbias, dweight_a, dbias_a)."""
-    grad, x, hidden_mask, hidden, gates, *constants = dense(grad, x, hidden_mask, hidden, gates, weight_x, weight_h, bias, weight_a, bias_a, waves)
-    *parameters, waves = constants
+    grad, x, hidden_mask, hidden, gates, waves = dense(grad, x, hidden_mask, hidden, gates, waves)
+    parameters = dense(weight_x, weight_h, bias, weight_a, bias_a)
     weight_x, weight_h, bias, weight_a, bias_a = parameters
     (batch, steps, features), units, frequencies = x.shape, bias_a.shape[0], weight_a.shape[0]
     dtype = hidden.dtype

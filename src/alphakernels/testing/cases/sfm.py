@@ -32,11 +32,11 @@ def _draw(generator: torch.Generator, batch: int, steps: int, features: int, hid
 
 
 def _traffic(i: Inputs) -> tuple[int, int]:
-    """x, the hidden states and the parameters, each once a pass: all else fits in the cache."""
+    """x, the hidden states, the gates and the parameters, each once a pass: all else fits in the cache."""
     batch, steps, _ = i["x"].shape
-    hidden = batch * steps * i["bias_a"].numel()
+    kept = batch * steps * (i["bias_a"].numel() + i["bias"].numel())
     parameters = sum(i[name].numel() for name in _PARAMETERS)
-    return i["x"].numel() + hidden + parameters, i["x"].numel() + hidden + 2 * parameters
+    return i["x"].numel() + kept + parameters, i["x"].numel() + kept + 2 * parameters
 
 
 def _case(id: str, *sizes: int, masked: bool = False, **more) -> Case:
