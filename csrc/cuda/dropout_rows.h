@@ -22,7 +22,7 @@ struct ScaleRows {
     if (number >= a.rows * counters) return;
     const int64_t row = number / counters, column = number % counters * 4;
     uint32_t words[4][1];
-    Philox{a.seed}.draw<1>(Dropout::first(a.stream, row, a.columns) + static_cast<uint64_t>(number % counters), words);
+    Philox{*a.seed}.draw<1>(Dropout::first(a.stream, row, a.columns) + static_cast<uint64_t>(number % counters), words);
     for (int i = 0; i < 4 && column + i < a.columns; ++i) {
       const int64_t at = row * a.columns + column + i;
       const float factor = words[i][0] >= a.threshold ? a.scale : 0.0f;

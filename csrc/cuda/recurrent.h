@@ -43,7 +43,8 @@ struct DropoutRows {
   const void* from;
   void* to;
   int64_t rows, columns, stream;
-  uint64_t seed, threshold;
+  const uint64_t* seed;  // in the device's memory: a graph that is replayed finds another there
+  uint64_t threshold;
   float scale;
 };
 

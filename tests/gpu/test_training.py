@@ -100,10 +100,26 @@ def test_captured_steps_train_as_those_that_are_not(dataset, device, name, caplo
     assert_close("scores", scores[True], scores[False], tolerance=NEAR)
 
 
-def test_a_dropout_whose_seed_the_host_draws_is_not_captured(dataset, device, caplog):
+@pytest.mark.parametrize("name", ["ALSTMModel", "LocalformerModel"])
+def test_dropout_is_captured(dataset, device, caplog, name):
     with caplog.at_level("INFO", "alphakernels.training"):
-        estimators.LocalformerModel(**{**MODELS["LocalformerModel"], "dropout": 0.3}, GPU=device.index).fit(dataset)
-    assert "random numbers on the host" in caplog.text
+        getattr(estimators, name)(**{**MODELS[name], "dropout": 0.3}, GPU=device.index).fit(dataset)
+    assert "replayed as a CUDA graph" in caplog.text
+
+
+def test_a_replay_draws_another_mask(device):
+    layer, x = ak.nn.GRU(4, 16, 2, batch_first=True, dropout=0.5).to(device), torch.randn(8, 3, 4, device=device)
+    stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        layer(x)
+    torch.cuda.synchronize(device)
+    with torch.cuda.graph(graph, stream=stream):
+        out, _ = layer(x)
+    found = []
+    for _ in range(2):
+        graph.replay()
+        found.append(out.clone())
+    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", ["GRUModel", "LSTMModel", "ALSTMModel", "GATsModel"])

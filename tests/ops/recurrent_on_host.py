@@ -47,7 +47,7 @@ Backward = _structure(
 class Dropout(ctypes.Structure):
     _fields_ = [
         *(("from", _pointer), ("to", _pointer), ("rows", _i64), ("columns", _i64), ("stream", _i64)),
-        *(("seed", ctypes.c_uint64), ("threshold", ctypes.c_uint64), ("scale", ctypes.c_float)),
+        *(("seed", _pointer), ("threshold", ctypes.c_uint64), ("scale", ctypes.c_float)),
     ]
 
 
@@ -112,7 +112,7 @@ def build(folder: Path) -> ctypes.CDLL:
         _dense(rows, to)
         columns = rows.shape[-1]
         scale = 1 / (1 - p) if p < 1 else 0.0
-        arguments = Dropout(rows.data_ptr(), to.data_ptr(), rows.numel() // columns, columns, stream, seed, round(p * 2**32), scale)
+        arguments = Dropout(rows.data_ptr(), to.data_ptr(), rows.numel() // columns, columns, stream, seed.data_ptr(), round(p * 2**32), scale)
         _run(library.dropout, precision(rows, False), ctypes.byref(arguments))
 
     for name, function in (("recurrent_layer", layer), ("recurrent_layer_backward", layer_backward), ("dropout_rows", dropout_rows)):

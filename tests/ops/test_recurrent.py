@@ -127,7 +127,7 @@ def test_no_rows(cell):
 @pytest.mark.parametrize("batch, hidden", [(70, 30), (31, 200)])  # back by groups of rows, and layer by layer
 @pytest.mark.parametrize("cell", CELLS)
 def test_dropout_is_the_references_and_does_not_depend_on_threads(cell, batch, hidden, threads, monkeypatch):
-    monkeypatch.setattr(_random, "draw_seed", lambda: torch.tensor(2**61 + 12345))
+    monkeypatch.setattr(_random, "draw_seed", lambda device: torch.tensor(2**61 + 12345, device=device))
     network = stack(cell, 4, hidden, 3)
     x = torch.randn(batch, 11, 4, dtype=torch.float64, requires_grad=True)
     states = {name: torch.randn(3, batch, hidden, dtype=torch.float64, requires_grad=True) for name in ("h0", "c0")[: 1 + (cell == "lstm")]}

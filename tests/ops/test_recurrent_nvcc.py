@@ -86,7 +86,7 @@ kernels = torch.ops.alphakernels
 for op, arguments in (
     (kernels.recurrent_layer, (x, w, None, None, None, None, h, None, None, None, True)),
     (kernels.recurrent_layer_backward, (None, None, None, w, None, None, x, x, None, x, h, None, x, True)),
-    (kernels.dropout_rows, (x, x, 1, 2, 0.5)),
+    (kernels.dropout_rows, (x, x, x, 2, 0.5)),
 ):
     try:
         op.default._op_dk(torch._C.DispatchKey.CUDA, *arguments)

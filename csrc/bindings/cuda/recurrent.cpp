@@ -124,12 +124,15 @@ void recurrent_layer_backward(const OptionalTensor& grad_output, const OptionalT
       call.stream()));
 }
 
-void dropout_rows(const Tensor& rows, const Tensor& to, int64_t seed, int64_t stream, double p) {
+void dropout_rows(const Tensor& rows, const Tensor& to, const Tensor& seed, int64_t stream, double p) {
   const Call call("dropout_rows", rows, false);
+  STD_TORCH_CHECK(seed.is_cuda() && seed.get_device_index() == rows.get_device_index() && seed.numel() == 1 &&
+                      seed.scalar_type() == ScalarType::Long,
+                  "dropout_rows: seed must be one int64 on the device of rows");
   const int64_t columns = rows.size(rows.dim() - 1);
   call.done(cuda::dropout_rows(call.precision(),
                                {call.dense("rows", rows, rows.numel()), call.dense("to", to, rows.numel()), rows.numel() / columns, columns,
-                                stream, static_cast<uint64_t>(seed), static_cast<uint64_t>(std::nearbyint(p * 4294967296.0)),
+                                stream, static_cast<const uint64_t*>(seed.data_ptr()), static_cast<uint64_t>(std::nearbyint(p * 4294967296.0)),
                                 static_cast<float>(p < 1 ? 1 / (1 - p) : 0)},
                                call.stream()));
 }

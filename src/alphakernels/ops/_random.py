@@ -14,9 +14,10 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 
 
-def draw_seed() -> Tensor:
-    """A seed from torch's own CPU generator: `torch.manual_seed` governs it."""
-    return torch.randint(2**62, (), dtype=torch.int64)
+def draw_seed(device: torch.device | str = "cpu") -> Tensor:
+    """A seed from torch's own generator of the device where it is used: `torch.manual_seed` governs it. Kernels read it there, so that a
+    CUDA graph draws another at each replay."""
+    return torch.randint(2**62, (), dtype=torch.int64, device=device)
 
 
 def philox(seed: Tensor, counter: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ class Steps:
         before = torch.get_rng_state()
         self._graphs.warm(lambda: self._step(batch, seen))
         if not torch.equal(before, torch.get_rng_state()):
-            self.reason = "a step draws random numbers on the host, as the seeds of dropout are, and a graph would repeat them"
+            self.reason = "a step draws random numbers on the host, and a graph would repeat them"
 
     def _capture(self, batch: Any, shape: tuple) -> None:
         try:

@@ -89,6 +89,6 @@ def attention_pool(
     _checks.require_like(op, "weight", weight, h, (score.shape[0], h.shape[2]))
     _checks.require_like(op, "bias", bias, h, (score.shape[0],))
     _checks.require(0 <= dropout <= 1, op, "dropout", "a probability", dropout)
-    seed = _random.draw_seed() if dropout > 0 else None
+    seed = _random.draw_seed(h.device) if dropout > 0 else None
     out, weights = _backend.run(ATTENTION_POOL, reference.attention_pool, h, h, weight, bias, score, seed, float(dropout))
     return (out, weights) if return_weights else out

@@ -37,7 +37,7 @@ def _activations(h, weight, bias, seed, keep_scale, threshold, row, t, steps, hi
     factor = tl.full([STEPS, ATTENTION], 1.0, tl.float32)
     if DROPOUT:
         counter = (row * steps + time)[:, None] * ((attention + 3) // 4) + (unit // 4)[None, :]
-        a, b, c, d = tl.randint4x(seed, counter)
+        a, b, c, d = tl.randint4x(tl.load(seed), counter)
         word = (unit % 4)[None, :]
         bits = tl.where(word == 0, a, tl.where(word == 1, b, tl.where(word == 2, c, d)))
         kept = bits.to(tl.uint32, bitcast=True).to(tl.int64) >= threshold
@@ -128,9 +128,10 @@ def _backward(grad, grad_weights, h, weight, bias, score, weights, dh, du, dscor
 
 
 def _options(h: Tensor, score: Tensor, bias: Tensor | None, seed: Tensor | None, dropout: float) -> tuple[tuple, dict]:
-    """The scalars and the constants that both kernels take."""
+    """The seed, the scalars and the constants that both kernels take."""
     p = dropout if seed is not None else 0.0
-    numbers = (0 if seed is None else int(seed), 1 / (1 - p) if p < 1 else 0.0, round(p * 2**32), h.shape[1], h.shape[2], score.shape[0])
+    seed = h if seed is None else seed.to(h.device)  # h stands in where nothing is drawn
+    numbers = (seed, 1 / (1 - p) if p < 1 else 0.0, round(p * 2**32), h.shape[1], h.shape[2], score.shape[0])
     blocks = {
         "BIAS": bias is not None,
         "DROPOUT": p > 0,
@@ -176,7 +177,7 @@ def attention_pool_backward(
     return dh, dweight, du.sum(0).to(score.dtype), dscore.sum(0).to(score.dtype)
 
 
-_NUMBERS = {"seed": "i64", "keep_scale": "fp32", "threshold": "i64", "steps": "i32", "hidden": "i32", "attention": "i32"}
+_NUMBERS = {"seed": "*i64", "keep_scale": "fp32", "threshold": "i64", "steps": "i32", "hidden": "i32", "attention": "i32"}
 _BLOCKS = {"BIAS": True, "DROPOUT": True, "STEPS": STEPS, "COLUMNS": COLUMNS, "ATTENTION": 32, "HIDDEN": 64}
 
 

@@ -203,7 +203,7 @@ def local_encoder_layer(
     if is_causal:
         causal = causal_mask(steps, x)
         mask = causal if mask is None else mask + causal
-    seed = _random.draw_seed() if dropout > 0 else None
+    seed = _random.draw_seed(x.device) if dropout > 0 else None
     keep = memory == "auto" and torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
     want_u = given == 2 and (return_conv or keep)
     y, u, _ = _backend.run(

@@ -113,8 +113,9 @@ class Layer:
         self.tokens, self.f = self.batch * self.steps, self.w["linear1_weight"].shape[0]
         self.conv = "conv_weight" in self.w
         p = dropout if seed is not None else 0.0
+        seed = self.x if seed is None else seed.to(x.device)  # x stands in where nothing is drawn
         # A threshold of 2^32 would not fit its word: at p = 1 the scale of zero does it all.
-        self.random = (0 if seed is None else int(seed), min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0)
+        self.random = (seed, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0)
         self.half = x.element_size() == 2
         self.common = {"DROPOUT": p > 0, "PRECISION": _precision(x)}
         self.padded = max(16, triton.next_power_of_2(self.d))
@@ -285,7 +286,7 @@ def _through_convolution(layer: Layer, ds: Tensor, du: Tensor, gradients: dict[s
     return layer.convolution(du.contiguous(), turned, None, ds, False)[1]
 
 
-_RANDOM = {"seed": "i64", "threshold": "i64", "keep_scale": "fp32"}
+_RANDOM = {"seed": "*i64", "threshold": "i64", "keep_scale": "fp32"}
 _WEIGHTS = ("w1", "b1", "w2")
 
 

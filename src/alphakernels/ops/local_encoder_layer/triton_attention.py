@@ -38,7 +38,7 @@ def _scores(q, k, mask, i, j, steps, scale, MASK: tl.constexpr, PRECISION: tl.co
     return tl.where((j < steps)[None, :], s, -float("inf"))
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def attend(qkv, mask, mixed, tops, totals, seed, threshold, keep_scale, scale, steps, width, heads, head_width, MASK: tl.constexpr,
            DROPOUT: tl.constexpr, OUT: tl.constexpr, STATISTICS: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr,
            PRECISION: tl.constexpr):  # fmt: skip
@@ -96,7 +96,7 @@ def _through_softmax(q, k, v, dout, mask, tops, totals, delta, seed, threshold, 
     return dropped, p * (dp - delta[:, None]) * scale
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def attend_backward(qkv, mask, mixed, dmixed, tops, totals, dqkv, seed, threshold, keep_scale, scale, steps, width, heads, head_width,
                     MASK: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr,
                     PRECISION: tl.constexpr):  # fmt: skip

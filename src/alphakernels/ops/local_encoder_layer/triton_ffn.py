@@ -35,7 +35,7 @@ def _vector(pointer, index, real):
     return tl.load(pointer + index, real, 0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def feed_forward(mixed, s, w_out, b_out, w1, b1, w2, b2, gamma1, beta1, gamma2, beta2, sum1, sum2, y, seed, threshold, keep_scale, eps,
                  tokens, d, f, DROPOUT: tl.constexpr, KEEP: tl.constexpr, Y: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
                  F: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -81,7 +81,7 @@ def feed_forward(mixed, s, w_out, b_out, w1, b1, w2, b2, gamma1, beta1, gamma2, 
         tl.store(y + at, xhat * _vector(gamma2, column, real)[None, :] + _vector(beta2, column, real)[None, :], there)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def feed_forward_backward(grad, sum1, sum2, w1, b1, w2, gamma1, beta1, gamma2, a_out, dfed, dsum1, dattended, parts, seed, threshold,
                           keep_scale, eps, tokens, d, f, DROPOUT: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
                           PRECISION: tl.constexpr):  # fmt: skip
@@ -130,7 +130,7 @@ def feed_forward_backward(grad, sum1, sum2, w1, b1, w2, gamma1, beta1, gamma2, a
     tl.store(own + 5 * d, tl.sum(g, 0), real)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def feed_forward_weights(a, dfed, w1, b1, w2, dw1, dw2, db1, seed, threshold, keep_scale, tokens, share, d, f, DROPOUT: tl.constexpr,
                          ROWS: tl.constexpr, D: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gradients of the FFN's weights for F hidden units, over `share` tokens, to part program_id(1): dw1, dw2 (transposed)

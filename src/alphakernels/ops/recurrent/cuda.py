@@ -21,7 +21,7 @@ KERNELS = {
     "Tensor(c!)? c_n, Tensor(d!)? gates, Tensor(e!)? cells, bool tf32",
     "recurrent_layer_backward": "Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor weight, Tensor? h0, Tensor? c0, "
     "Tensor output, Tensor gates, Tensor? cells, Tensor(a!) grads, Tensor(b!) dh0, Tensor(c!)? dc0, Tensor(d!) bias_grads, bool tf32",
-    "dropout_rows": "Tensor rows, Tensor(a!) to, int seed, int stream, float p",
+    "dropout_rows": "Tensor rows, Tensor(a!) to, Tensor seed, int stream, float p",
 }
 for _name, _arguments in KERNELS.items():
     torch.library.define(f"{_library.NAMESPACE}::{_name}", f"({_arguments}) -> ()")
@@ -81,7 +81,7 @@ def _dropped(rows: Tensor, to: Tensor, seed: Tensor | None, layer: int, p: float
     """What layer `layer` hands on, [T, B, H], with dropout, written to `to`; `rows` itself where there is none."""
     if seed is None or p == 0:
         return rows
-    _kernels.dropout_rows(rows, to, int(seed), layer, p)
+    _kernels.dropout_rows(rows, to, seed.to(rows.device), layer, p)
     return to
 
 

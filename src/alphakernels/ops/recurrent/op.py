@@ -225,7 +225,7 @@ def recurrent(
     tensors = [t for t in (x, h0, c0, *weights) if t is not None]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
-    seed = _random.draw_seed() if dropout > 0 else None
+    seed = _random.draw_seed(x.device) if dropout > 0 else None
     arguments = (x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dropout, keep)
     output, h_n, c_n, _, _ = _backend.run(
         RECURRENT,

@@ -62,7 +62,7 @@ def _case(
 
     def call(i: Inputs) -> dict[str, torch.Tensor]:
         options = dict(biases=biases, batch_first=batch_first, sequence=sequence, dropout=dropout)
-        draw, _random.draw_seed = _random.draw_seed, lambda: _SEED
+        draw, _random.draw_seed = _random.draw_seed, lambda device: _SEED.to(device)
         try:
             found = ops.recurrent(i["x"], [i[name] for name in parameters], cell=cell, h0=i["h0"], c0=i["c0"], **options)
         finally:
