@@ -222,6 +222,8 @@ class BackwardTile {
     if (t == 0) std::fill_n(input + r * lay.inputs, s.hidden, T(0));
     if (t + 1 < s.steps) put_state<T>(s, in, begin + r, h, input + at(t + 1, r) * lay.inputs);
     each_gate(s, lay, [&](int64_t column, int64_t padded, int64_t n) { std::memcpy(open + padded, opened + column, n * sizeof(T)); });
+    for (int64_t gate = 0; gate < 4; ++gate)  // where the tile before may have left a NaN
+      std::fill(open + gate * lay.units + s.hidden, open + (gate + 1) * lay.units, T(0));
     std::memcpy(ratios, h, s.hidden * sizeof(T));
     for (int64_t j = 0; j < lay.units; j += kLanes<T>) {
       const P value = load<P>(ratios + j), o = load<P>(open + 3 * lay.units + j), ratio = value / o;

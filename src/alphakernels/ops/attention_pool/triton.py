@@ -37,7 +37,7 @@ def _activations(h, weight, bias, seed, keep_scale, threshold, row, t, steps, hi
     factor = tl.full([STEPS, ATTENTION], 1.0, tl.float32)
     if DROPOUT:
         counter = (row * steps + time)[:, None] * ((attention + 3) // 4) + (unit // 4)[None, :]
-        a, b, c, d = tl.randint4x(tl.load(seed), counter)
+        a, b, c, d = tl.randint4x(seed, counter)
         word = (unit % 4)[None, :]
         bits = tl.where(word == 0, a, tl.where(word == 1, b, tl.where(word == 2, c, d)))
         kept = bits.to(tl.uint32, bitcast=True).to(tl.int64) >= threshold
@@ -50,6 +50,8 @@ def _forward(h, weight, bias, score, out, weights, seed, keep_scale, threshold, 
              DROPOUT: tl.constexpr, STEPS: tl.constexpr, COLUMNS: tl.constexpr, ATTENTION: tl.constexpr,
              HIDDEN: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    if DROPOUT:
+        seed = tl.load(seed)  # once: in the loops it would cost registers
     unit = tl.arange(0, ATTENTION)
     column = tl.arange(0, HIDDEN)
     v = tl.load(score + unit, unit < attention, 0.0).to(tl.float32)
@@ -87,6 +89,8 @@ def _backward(grad, grad_weights, h, weight, bias, score, weights, dh, du, dscor
               COLUMNS: tl.constexpr, ATTENTION: tl.constexpr, HIDDEN: tl.constexpr):  # fmt: skip
     """dh, the gradient of W h + b to du [B, T, A] in float32, and this row's part of the score's gradient to dscore [B, A]."""
     row = tl.program_id(0).to(tl.int64)
+    if DROPOUT:
+        seed = tl.load(seed)  # once: in the loops it would cost registers
     unit = tl.arange(0, ATTENTION)
     column = tl.arange(0, HIDDEN)
     v = tl.load(score + unit, unit < attention, 0.0).to(tl.float32)

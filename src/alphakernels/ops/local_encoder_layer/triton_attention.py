@@ -44,6 +44,8 @@ def attend(qkv, mask, mixed, tops, totals, seed, threshold, keep_scale, scale, s
            PRECISION: tl.constexpr):  # fmt: skip
     """mixed [B, T, d], the heads' outputs side by side, from qkv [B, T, 3d]; and the softmax's maxima and sums [B, heads, T]."""
     place = tl.program_id(0).to(tl.int64)  # sample * heads + head
+    if DROPOUT:
+        seed = tl.load(seed)  # once: in the loops it would cost registers
     sample, head = place // heads, place % heads
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     base = qkv + sample * steps * 3 * width + head * head_width
@@ -102,6 +104,8 @@ def attend_backward(qkv, mask, mixed, dmixed, tops, totals, dqkv, seed, threshol
                     PRECISION: tl.constexpr):  # fmt: skip
     """dqkv [B, T, 3d] from dmixed [B, T, d]; mixed, tops and totals are read only where T takes several blocks."""
     place = tl.program_id(0).to(tl.int64)
+    if DROPOUT:
+        seed = tl.load(seed)  # once: in the loops it would cost registers
     sample, head = place // heads, place % heads
     stride = 3 * width
     block = tl.program_id(1) * BLOCK

@@ -8,10 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def dropout_tile(seed, threshold, keep_scale, row, first, columns, STREAM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS] of 0 or keep_scale, of the rows `row` (int64) and the columns from `first`, a multiple of four, out of `columns`.
-    The seed lies in memory."""
+    """[ROWS, COLUMNS] of 0 or keep_scale, of the rows `row` (int64) and the columns from `first`, a multiple of four, out of `columns`."""
     quad = first // 4 + tl.arange(0, COLUMNS // 4)
     counter = (STREAM << 48) + row[:, None] * ((columns + 3) // 4) + quad[None, :]
-    a, b, c, d = tl.randint4x(tl.load(seed), counter)
+    a, b, c, d = tl.randint4x(seed, counter)
     words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLUMNS))  # a, b, c, d take turns
     return tl.where(words.to(tl.uint32, bitcast=True) >= tl.to_tensor(threshold).to(tl.uint32), keep_scale, 0.0)

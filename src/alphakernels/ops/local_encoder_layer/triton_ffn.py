@@ -41,6 +41,8 @@ def feed_forward(mixed, s, w_out, b_out, w1, b1, w2, b2, gamma1, beta1, gamma2, 
                  F: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """From the heads' outputs `mixed` and the layer's input s, both [tokens, d]: what the norms take in, and y."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    if DROPOUT:
+        seed = tl.load(seed)  # once: in the loops it would cost registers
     column = tl.arange(0, D)
     here, real = row < tokens, column < d
     at, there = row[:, None] * d + column[None, :], here[:, None] & real[None, :]
@@ -88,6 +90,8 @@ def feed_forward_backward(grad, sum1, sum2, w1, b1, w2, gamma1, beta1, gamma2, a
     """From y's gradient: the FFN's input a again, the gradients of the FFN's output, of sum1 and of attention's output, [tokens, d]
     each, and this block's column sums [6, d] for gamma2, beta2, b2, gamma1, beta1 and b_out."""
     block = tl.program_id(0).to(tl.int64)
+    if DROPOUT:
+        seed = tl.load(seed)  # once: in the loops it would cost registers
     row = block * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, D)
     here, real = row < tokens, column < d
@@ -136,6 +140,8 @@ def feed_forward_weights(a, dfed, w1, b1, w2, dw1, dw2, db1, seed, threshold, ke
     """Gradients of the FFN's weights for F hidden units, over `share` tokens, to part program_id(1): dw1, dw2 (transposed)
     [parts, f, d], db1 [parts, f], all float32."""
     unit = tl.program_id(0) * F + tl.arange(0, F)
+    if DROPOUT:
+        seed = tl.load(seed)  # once: in the loops it would cost registers
     part = tl.program_id(1)
     column = tl.arange(0, D)
     real, there = column < d, (unit < f)[:, None] & (column < d)[None, :]
