@@ -22,4 +22,11 @@ void parallel_for(int64_t n, int64_t grain, const F& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
+// At most `most` groups to be summed in order, at least one: a power of two, which most numbers of threads share evenly.
+inline int64_t even_groups(int64_t most) {
+  int64_t groups = 1;
+  while (2 * groups <= most) groups *= 2;
+  return groups;
+}
+
 }  // namespace ak

@@ -51,6 +51,14 @@ inline void store(T* p, P v) {
   std::memcpy(p, &v, sizeof(P));
 }
 
+// Asks for n elements to come into the caches from this level on.
+template <int level, class T>
+inline void prefetch(const T* data, int64_t n) {
+  for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(data + j, 0, 4 - level);
+}
+
+constexpr int64_t kStreamBytes = int64_t{16} << 20;  // of what is kept, from which on it goes past the caches
+
 // Stores past the caches where a register is a whole line of them, which `p` must then begin: for what is read again only after the caches
 // have seen much else. finish_streams() before another thread may read it.
 template <class T>

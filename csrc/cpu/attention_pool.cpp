@@ -3,15 +3,10 @@
 #include "../common/gemm.h"
 #include "../common/parallel.h"
 #include "../common/philox.h"
+#include "patch.h"
 
 namespace ak::AK_ISA {
 namespace {
-
-// Batch rows of a block, by the sizes alone: enough time steps for a matrix product, few enough to stay in L2.
-template <class T>
-int64_t block_rows(const AttentionPool<T>& a) {
-  return std::clamp<int64_t>(192 / a.steps, 1, 64);
-}
 
 template <class T>
 T dot(const T* a, const T* b, int64_t n) {
@@ -74,7 +69,7 @@ void softmax(const T* scores, int64_t n, T* weights) {
 template <class T>
 void attention_pool(const AttentionPool<T>& a, T* out, T* weights) {
   const Scores<T> score(a);
-  const int64_t rows = block_rows(a);
+  const int64_t rows = block_rows(a.steps);
   parallel_for((a.batch + rows - 1) / rows, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> hidden(rows * a.steps * score.stride()), scores(rows * a.steps);
     for (int64_t first = begin * rows; first < std::min(a.batch, end * rows); first += rows) {
@@ -99,7 +94,7 @@ void attention_pool(const AttentionPool<T>& a, T* out, T* weights) {
 template <class T>
 void attention_pool_backward(const AttentionPool<T>& a, const T* weights, const AttentionPoolGradients<T>& g) {
   const Scores<T> score(a);
-  const int64_t width = score.stride(), wide = round_up(a.hidden, kPanel<T>), rows = block_rows(a);
+  const int64_t width = score.stride(), wide = round_up(a.hidden, kPanel<T>), rows = block_rows(a.steps);
   Scratch<T> packed(packed_size<T>(a.attention, a.hidden));  // of the product with W
   pack<T>(a.weight, a.hidden, a.attention, a.hidden, packed);
   // Each group of blocks has its sums of its own, which are added in order: the same for any number of threads.

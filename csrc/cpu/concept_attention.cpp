@@ -188,12 +188,8 @@ struct Parts {
   }
 };
 
-// Groups of at least `least` of n, a power of two, which cuts evenly over so many threads; by the sizes alone, for the groups are summed.
-int64_t groups_of(int64_t n, int64_t least) {
-  int64_t groups = 1;
-  while (groups < 16 && n >= 2 * groups * least) groups *= 2;
-  return groups;
-}
+// Groups of at least `least` of n, by the sizes alone, for the groups are summed.
+int64_t groups_of(int64_t n, int64_t least) { return even_groups(std::min<int64_t>(16, n / least)); }
 
 }  // namespace
 

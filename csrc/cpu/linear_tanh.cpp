@@ -10,12 +10,6 @@
 namespace ak::AK_ISA {
 namespace {
 
-// Batch rows of a block, by the sizes alone.
-template <class T>
-int64_t block_rows(const LinearTanh<T>& a) {
-  return std::clamp<int64_t>(192 / a.steps, 1, 64);
-}
-
 // Rows [first, first + rows) of x as tokens [rows][T][stride].
 template <class T>
 void gather_tokens(const LinearTanh<T>& a, int64_t first, int64_t rows, T* to, int64_t stride) {
@@ -28,7 +22,7 @@ template <class T>
 void linear_tanh(const LinearTanh<T>& a, T* y) {
   Scratch<T> packed(packed_size<T>(a.inputs, a.outputs));
   pack_transposed<T>(a.weight, a.inputs, a.inputs, a.outputs, packed);
-  const int64_t rows = block_rows(a);
+  const int64_t rows = block_rows(a.steps);
   parallel_for((a.batch + rows - 1) / rows, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> tokens(rows * a.steps * a.inputs);
     for (int64_t first = begin * rows; first < std::min(a.batch, end * rows); first += rows) {
@@ -48,7 +42,7 @@ void linear_tanh(const LinearTanh<T>& a, T* y) {
 
 template <class T>
 void linear_tanh_backward(const LinearTanh<T>& a, const T* y, const T* grad, T* dx, T* dweight, T* dbias) {
-  const int64_t rows = block_rows(a), wide = round_up(a.outputs, kPanel<T>), stride = a.inputs + 1;
+  const int64_t rows = block_rows(a.steps), wide = round_up(a.outputs, kPanel<T>), stride = a.inputs + 1;
   Scratch<T> packed(dx != nullptr ? packed_size<T>(a.outputs, a.inputs) : 0);  // of the product with W
   if (dx != nullptr) pack<T>(a.weight, a.inputs, a.outputs, a.inputs, packed);
   // Each group of blocks sums the transposed weight's gradient and under it the bias's, whose input is one; the groups are added in

@@ -1,6 +1,7 @@
 // A piece of a sequence, some rows over some steps, copied to a tile of a kernel's own and back.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -9,6 +10,9 @@
 
 namespace ak::AK_ISA {
 namespace {
+
+// Batch rows of a block of whole sequences, by the sizes alone: enough steps for a matrix product, few enough to stay in L2.
+inline int64_t block_rows(int64_t steps) { return std::clamp<int64_t>(192 / steps, 1, 64); }
 
 // Rows [first, first + rows) of the batch and steps [begin, begin + steps) of time.
 struct Patch {

@@ -5,7 +5,6 @@ namespace {
 
 constexpr int64_t kTile = 60;        // batch rows of a tile, at most
 constexpr int64_t kChunkRows = 128;  // rows of a batched input projection: steps of a chunk times rows of the tile
-constexpr int64_t kStreamBytes = int64_t{16} << 20;  // of the gates' values, from which on what is kept goes past the caches
 
 // One register of units is worked through with all its gates: columns of the packed weights come in groups of kLanes units, gate after
 // gate, the last group padded with zeros.

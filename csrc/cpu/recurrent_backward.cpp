@@ -9,19 +9,10 @@ constexpr int64_t kChunkRows = 192;  // depth of a product that adds to the weig
 constexpr int64_t kLarge = int64_t{1} << 27;  // multiplications of the weight gradients from which on one group is too slow for one thread
 
 // The batch is cut into groups by the sizes alone. A group's tiles add to one set of weight gradients, and the sets are added in
-// order: the same sums for any number of threads. A power of two is shared evenly by most numbers of threads.
+// order: the same sums for any number of threads.
 inline int64_t group_count(const RecurrentSizes& s, int64_t set, int64_t kept) {
   const int64_t by_rows = s.batch <= 2048 ? std::min<int64_t>(s.batch / 20, 16) : std::min<int64_t>(s.batch / 96, 64);
-  const int64_t most = std::min(by_rows, kept / 2 / set);  // sets are memory: never more than half of what forward kept
-  int64_t groups = 1;
-  while (2 * groups <= most) groups *= 2;
-  return groups;
-}
-
-// Asks for n elements to come into the second cache.
-template <class T>
-inline void prefetch(const T* data, int64_t n) {
-  for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(data + j, 0, 2);
+  return even_groups(std::min(by_rows, kept / 2 / set));  // sets are memory: never more than half of what forward kept
 }
 
 // Rows r = 0, 1, .. at data + r * stride.
@@ -248,10 +239,10 @@ class Backward {
         const T* later = Cell::kCellState ? cells.at(p.first + r, t) : nullptr;
         const T* row_dy = dy != nullptr ? dy + (s * between + r) * dy_stride : nullptr;
         // What the next step, and the weights' gradients, read comes in meanwhile.
-        if (t > 0) prefetch(kept.at(p.first + r, t - 1), 4 * hidden);
-        if (t > 1) prefetch((Cell::kCellState ? cells : hiddens).at(p.first + r, t - 2), hidden);
-        if (Cell::kCellState && t > 0) prefetch(hiddens.at(p.first + r, t - 1), hidden);
-        if (l > 0) prefetch(hidden_states(l - 1).at(p.first + r, t), hidden);
+        if (t > 0) prefetch<2>(kept.at(p.first + r, t - 1), 4 * hidden);
+        if (t > 1) prefetch<2>((Cell::kCellState ? cells : hiddens).at(p.first + r, t - 2), hidden);
+        if (Cell::kCellState && t > 0) prefetch<2>(hiddens.at(p.first + r, t - 1), hidden);
+        if (l > 0) prefetch<2>(hidden_states(l - 1).at(p.first + r, t), hidden);
         for_each_pack<T>(hidden, [&](auto pack, int64_t j) {
           using P = decltype(pack);
           P values[4], grad[4], carried{}, after{};

@@ -21,7 +21,6 @@ constexpr int64_t kStateBytes = int64_t{4} << 20;
 constexpr int64_t kSegment = 8;  // steps between two checkpoints of S, at least
 // Rows times steps of a product that adds to the weights' gradients.
 constexpr int64_t kChunkRows = 192;
-constexpr int64_t kStreamBytes = int64_t{16} << 20;  // of the gates, from which on they are kept past the caches
 // The backward pass sums the weights' gradients in this many pieces, and those in order.
 constexpr int64_t kGroups = 32;
 
@@ -136,11 +135,6 @@ void add(int64_t n, const T* from, T* to) {
   for (int64_t i = 0; i < n; i += kLanes<T>) store(to + i, static_cast<Vec<T>>(load<Vec<T>>(to + i) + load<Vec<T>>(from + i)));
 }
 
-template <class T>
-inline void prefetch(const T* data, int64_t n) {
-  for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(data + j);
-}
-
 // Steps between two checkpoints of S: as many as fit into kStateBytes with the checkpoints and the gradient of S, all if they do.
 template <class T>
 int64_t segment_steps(const SfmSizes& s, const SfmLayout<T>& lay) {
@@ -216,8 +210,8 @@ class BackwardTile {
     const int64_t place = (begin + r) * s.steps + t;
     const T *h = given.hidden + place * s.hidden, *opened = given.gates + place * s.gates();
     T *open = gate(t, r), *ratios = a + at(t, r) * lay.units;
-    prefetch(h + 2 * s.hidden, s.hidden);  // what is two steps ahead comes in meanwhile
-    prefetch(opened + 2 * s.gates(), s.gates());
+    prefetch<1>(h + 2 * s.hidden, s.hidden);  // what is two steps ahead comes in meanwhile
+    prefetch<1>(opened + 2 * s.gates(), s.gates());
     put_features<T>(s, lay, in, begin + r, t, input + at(t, r) * lay.inputs);
     if (t == 0) std::fill_n(input + r * lay.inputs, s.hidden, T(0));
     if (t + 1 < s.steps) put_state<T>(s, in, begin + r, h, input + at(t + 1, r) * lay.inputs);
