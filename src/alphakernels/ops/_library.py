@@ -14,7 +14,7 @@ import importlib.util
 import os
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -53,9 +53,12 @@ class Op:
     triton_dtypes: frozenset[torch.dtype]
     cuda_dtypes: frozenset[torch.dtype]
 
-    def call(self, kernel: str, device: str):
-        """The torch op that runs `kernel` on `device`."""
-        namespace = INTERPRETED if kernel == "triton" and device == "cpu" else NAMESPACE
+    def namespace(self, kernel: str, device: str) -> str:
+        """Where the torch op is that runs `kernel` on `device`."""
+        return INTERPRETED if kernel == "triton" and device == "cpu" else NAMESPACE
+
+    def registered(self, namespace: str):
+        """The torch op, as `register` registered it."""
         return getattr(getattr(torch.ops, namespace), self.name)
 
 
@@ -107,6 +110,54 @@ def register(op: Op, namespace: str, gpu_key: str) -> None:
         torch.library.impl(qualified, gpu_key)(lambda *args: _launch(op.cuda, args))
     elif op.triton is not None:
         torch.library.impl(qualified, gpu_key)(lambda *args: _launch(triton_function(op), args))
+
+
+@cache
+def eager(op: Op, namespace: str) -> Callable:
+    """The op with its autograd for eager mode. What `register` registers takes arguments apart and puts them together again, once a call and
+    once a gradient, and passes every op of a backward pass through the autograd layer too: as long as a small op's kernel runs.
+    """
+    ops = getattr(torch.ops, namespace)
+    call = getattr(ops, op.name).default
+    lists = [i for i, argument in enumerate(call._schema.arguments) if isinstance(argument.type, torch.ListType)]
+
+    def nested(flat: Sequence, counts: tuple[int, ...]) -> tuple:
+        """Puts lists of `counts` elements together again."""
+        args = list(flat)
+        for i, count in zip(lists, counts, strict=True):
+            args[i : i + count] = [args[i : i + count]]
+        return tuple(args)
+
+    def forward(ctx, *flat):
+        *flat, counts = flat
+        args = nested(flat, counts)
+        with torch._C._AutoDispatchBelowAutograd():
+            output = call(*args)
+        ctx.needs = nested(ctx.needs_input_grad[:-1], counts)
+        op.formula.setup_context(ctx, args, output)
+        return output
+
+    def backward(ctx, *grads):
+        ctx.needs_input_grad = ctx.needs
+        with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+            gradients = op.formula.backward(ctx, ops, *grads)
+        gradients = list(gradients) if isinstance(gradients, tuple) else [gradients]
+        for i in reversed(lists):
+            gradients[i : i + 1] = gradients[i]
+        return *gradients, None
+
+    function = type(op.name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+
+    def apply(*args):
+        if not torch._C._any_requires_grad(*args):
+            with torch._C._AutoDispatchBelowAutograd():
+                return call(*args)
+        flat = list(args)
+        for i in reversed(lists):
+            flat[i : i + 1] = args[i]
+        return function.apply(*flat, tuple(len(args[i]) for i in lists))
+
+    return apply
 
 
 def _launch(function: Callable, args: tuple):
