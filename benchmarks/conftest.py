@@ -124,8 +124,11 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def take_turns(contenders: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 3) -> dict[str, float]:
-    """Median milliseconds of each contender; short calls are repeated within a round."""
+def take_turns(
+    contenders: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 3, settle: bool = False
+) -> dict[str, float]:
+    """Median milliseconds of each contender; short calls are repeated within a round. To settle, each turn begins with a call that is not
+    counted: where a contender leaves the process in another state than the next one would have found by itself."""
     repeats = {}
     for name, function in contenders.items():
         took = 1.0
@@ -135,6 +138,8 @@ def take_turns(contenders: dict[str, Callable[[], object]], device: torch.device
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, function in contenders.items():
+            if settle:
+                function()
             n = repeats[name]
             times[name].append(seconds(lambda f=function, n=n: [f() for _ in range(n)], device) / n)
     return {name: statistics.median(t) * 1e3 for name, t in times.items()}
@@ -181,10 +186,11 @@ def compare(request, device, rates, benchmark):
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
         rounds: int | None = None,  # of work that takes a minute, which nothing warms up
+        settle: bool = False,  # see take_turns
     ) -> Row:
         contenders = {"alphakernels": ours, **peers}
         if rounds is None:
-            medians = take_turns(contenders, device, max(5, request.config.getoption("--rounds")))
+            medians = take_turns(contenders, device, max(5, request.config.getoption("--rounds")), warm_up=1 if settle else 3, settle=settle)
         else:
             medians = take_turns(contenders, device, rounds, warm_up=0)
         measured = size is not None or device.type == "cuda"
