@@ -337,51 +337,52 @@ inline P exp(P x) {
   return scale<P, T>(e.p * e.r + static_cast<T>(1), e.k);
 }
 
-// exp(x) = t (1 + r p) for a sigmoid and a tanh, which ask for less than exp does: there an error of |x| 6e-8 of exp(x) stays below 1e-7.
+// exp(x) = t (1 + m) for a sigmoid and a tanh, which ask for less than exp does: an error of |x| 6e-8 of exp(x) stays below 1e-7 there.
 // Beyond exp_limit t may be 0 or infinite.
 template <class P, class T>
 struct Power {
-  P t, r, p;
+  P t, m;
   explicit Power(P x) {
     const Exponent<P, T> e(clamp<P, T>(x, Bits<T>::exp_limit));
     t = scale<P, T>(splat<P, T>(1), e.k);
-    r = e.r;
-    p = e.p;
+    m = e.p * e.r;
   }
 };
 
 #if defined(__AVX512F__)
-// By a table in a register: x log2(e) = y + r with y a multiple of 1/16, t = 2^y, and r is so short that three terms are enough.
-alignas(64) constexpr float kSixteenths[16] = {1.0f,         1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
-                                               1.29683955f,  1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
-                                               1.68179283f,  1.75625216f, 1.83400809f, 1.91520656f};
+// By tables that are a register each: x log2(e) = y + r with y a multiple of 1/16, t = 2^y rounded, m = 2^r - 1 and what the rounding took;
+// r is so short that three terms are enough, the second with its share of the fourth.
+alignas(64) constexpr float kSixteenths[16] = {1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
+    1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f};
+alignas(64) constexpr float kSixteenthsRest[16] = {0.0f, 4.62855e-08f, -1.19922e-08f, 4.72978e-08f, 3.19342e-08f, 3.62106e-08f, -3.09907e-08f, -7.47521e-09f,
+    1.71143e-08f, -3.04768e-08f, 5.23333e-09f, 6.10759e-09f, -1.47196e-08f, -5.25880e-09f, -6.12826e-09f, 5.14061e-09f};
 template <>
 struct Power<Vec<float>, float> {
-  Vec<float> t, r, p;
+  Vec<float> t, m;
   explicit Power(Vec<float> x) {
     const __m512 z = (__m512)(x * 1.44269504f);
-    const __m512 magic = _mm512_set1_ps(786432.0f);  // 1.5 * 2^19: added, it leaves 16 z in the lowest bits, of which four choose the table's entry
+    const __m512 magic = _mm512_set1_ps(786432.0f);  // 1.5 * 2^19: added, it leaves 16 y in the lowest bits, of which four choose the entries
     const __m512 shifted = _mm512_add_ps(z, magic);
-    const __m512 sixteenths = _mm512_permutexvar_ps(_mm512_castps_si512(shifted), _mm512_load_ps(kSixteenths));
-    t = (Vec<float>)_mm512_maskz_scalef_ps(-1, sixteenths, _mm512_sub_ps(shifted, magic));
-    r = (Vec<float>)_mm512_maskz_reduce_ps(-1, z, 4 << 4 | _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);  // 0 of an infinite z
-    p = (r * 0.055504109f + 0.24022651f) * r + 0.69314718f;
+    const __m512i entry = _mm512_castps_si512(shifted);
+    t = (Vec<float>)_mm512_maskz_scalef_ps(-1, _mm512_maskz_permutexvar_ps(-1, entry, _mm512_load_ps(kSixteenths)), _mm512_sub_ps(shifted, magic));
+    const auto r = (Vec<float>)_mm512_maskz_reduce_ps(-1, z, 4 << 4 | _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);  // 0 of an infinite z
+    m = ((r * 0.055504109f + 0.24023429f) * r + 0.69314718f) * r + (Vec<float>)_mm512_maskz_permutexvar_ps(-1, entry, _mm512_load_ps(kSixteenthsRest));
   }
 };
 #endif
 
-// tanh(x) = d / (d + 2) with d = exp(2 x) - 1 = t r p + (t - 1): for small x t is 1 and nothing cancels.
+// tanh(x) = d / (d + 2) with d = exp(2 x) - 1 = t m + (t - 1): for small x t is 1 and nothing cancels.
 template <class P, class T>
 inline P tanh(P x) {
   const Power<P, T> e(minimum<P>(splat<P, T>(40), x + x));  // beyond 20 it is 1
-  const P d = e.t * (e.p * e.r) + (e.t - static_cast<T>(1));
+  const P d = e.t * e.m + (e.t - static_cast<T>(1));
   return d / (d + static_cast<T>(2));
 }
 
 template <class P, class T>
 inline P sigmoid(P x) {
   const Power<P, T> e(-x);
-  return static_cast<T>(1) / (e.t * (e.p * e.r + static_cast<T>(1)) + static_cast<T>(1));
+  return static_cast<T>(1) / (e.t * (e.m + static_cast<T>(1)) + static_cast<T>(1));
 }
 
 // log(x) for normal x > 0: x = m 2^k with m in [sqrt(1/2), sqrt(2)), log m = 2 artanh((m - 1) / (m + 1)) by its series.
