@@ -108,7 +108,8 @@ def test_rows(name, module, cls, options, tmp_path, in_float64, monkeypatch, row
     with in_float64(exact):
         loaded = ours[0](**ours[1]).load_qlib_checkpoint(tmp_path / "model.pt", FIELDS * LAGS)
         expected = their_model.predict(rows_of_qlib(table, SEGMENTS)).rename("score")
-        pd.testing.assert_series_equal(loaded.predict(data), expected, check_dtype=False)
+        # Of scores near zero, too, no more is known than their spread allows: in float32 both are 2e-6 of it and more from the float64 ones.
+        pd.testing.assert_series_equal(loaded.predict(data), expected, check_dtype=False, rtol=SCORES, atol=SCORES * expected.std())
 
 
 TWINS = [row for row in ROWS if row[0] != "SFMModel" and "optimizer" not in row[3]]
