@@ -246,6 +246,24 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
     assert accelerate(entmax.Sparsemax(), verify=False).swapped[0].error is None
 
 
+@pytest.mark.parametrize(("draws", "swapped"), [(1, True), (99, False)], ids=["on one draw of inputs", "always"])
+def test_a_kernel_that_loses_precision_is_refused(monkeypatch, draws, swapped):
+    right, seen = _sparsemax.Sparsemax.fast, []
+
+    def imprecise(self, x):
+        if x.dtype == torch.float64:
+            return right(self, x)
+        if not any(torch.equal(x, other) for other in seen):
+            seen.append(x.detach().clone())
+        return right(self, x) + (1e-3 if len(seen) <= draws else 0)
+
+    monkeypatch.setattr(_sparsemax.Sparsemax, "fast", imprecise)
+    report = accelerate(entmax.Sparsemax())
+    assert bool(report.swapped) is swapped
+    if not swapped:
+        assert "it differs from the original: output 0:" in report.kept[0].reason
+
+
 def test_a_wrong_gradient_buffer_or_failure_is_refused(monkeypatch):
     monkeypatch.setattr(_pytorch_tabnet.GBN, "count_batches", lambda self, rows: None)
     assert "buffer bn.num_batches_tracked" in accelerate(tab_network.GBN(4)).kept[0].reason

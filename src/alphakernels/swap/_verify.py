@@ -25,6 +25,13 @@ _FLOAT64 = Tolerance(0, 1e-9)
 _NOISE = 1e-13
 # How much further from float64 than the original's worst tensor a tensor may be in the module's dtype.
 _FACTOR = 4.0
+# Inputs to try. Of a gradient that nearly cancels both sides' errors are noise, and once in a hundred draws the original's is so small by
+# luck that ours is more than the factor above it; a kernel that loses precision does so on any inputs.
+_DRAWS = 3
+
+
+class _RoundingError(AssertionError):
+    """In the module's own dtype a tensor is too far from the float64 one."""
 
 
 def verify(module: nn.Module, rule: Rule) -> tuple[float | None, str | None]:
@@ -32,12 +39,17 @@ def verify(module: nn.Module, rule: Rule) -> tuple[float | None, str | None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of no use on small inputs, and a hindrance on a busy machine
     try:
-        return _verify(module, rule)
+        for draw in range(_DRAWS):
+            try:
+                return _verify(module, rule, draw)
+            except _RoundingError as error:
+                reason = f"it differs from the original: {error}"
+        return None, reason
     finally:
         torch.set_num_threads(threads)
 
 
-def _verify(module: nn.Module, rule: Rule) -> tuple[float | None, str | None]:
+def _verify(module: nn.Module, rule: Rule, draw: int) -> tuple[float | None, str | None]:
     try:
         with _without_hooks(module):
             ours, theirs = copy.deepcopy(module), copy.deepcopy(module)
@@ -49,7 +61,7 @@ def _verify(module: nn.Module, rule: Rule) -> tuple[float | None, str | None]:
     for part in (*ours.modules(), *theirs.modules()):
         _no_dropout(part)
     weights = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(draw)
     inputs = rule.example(module, lambda *sizes: torch.randn(*sizes, generator=generator, dtype=torch.float64))
     originals = {weights.dtype: theirs, torch.float64: _in_float64(theirs)}
     swapped = {weights.dtype: ours, torch.float64: _in_float64(ours)}
@@ -69,6 +81,8 @@ def _verify(module: nn.Module, rule: Rule) -> tuple[float | None, str | None]:
             return None, f"it fails where the original runs: {error}"
         try:
             worst = max(worst, _compare(found, right, weights.dtype))
+        except _RoundingError:
+            raise
         except AssertionError as error:
             return None, f"it differs from the original: {error}"
     return worst, None
@@ -81,7 +95,7 @@ def _compare(found: dict[torch.dtype, Named], right: dict[torch.dtype, Named], d
     """The largest relative error in `dtype`.
 
     Raises:
-        AssertionError: too large, or of another shape.
+        AssertionError: too large, or of another shape; _RoundingError: only in `dtype`.
     """
     if torch.float64 not in right:
         return _compare_alone(found[dtype], right[dtype], dtype)
@@ -99,7 +113,10 @@ def _compare(found: dict[torch.dtype, Named], right: dict[torch.dtype, Named], d
             worst = max(worst, _error(ours, tensor) if _largest(tensor) > noise else 0.0)
             continue
         table = TOLERANCES.get(dtype, Tolerance(0, 0))
-        assert_close(name, ours, tensor, tolerance=table._replace(of_largest=max(table.of_largest, _FACTOR * rounding)))
+        try:
+            assert_close(name, ours, tensor, tolerance=table._replace(of_largest=max(table.of_largest, _FACTOR * rounding)))
+        except AssertionError as error:
+            raise _RoundingError(str(error)) from None
         worst = max(worst, _error(ours, tensor))
     return worst
 
