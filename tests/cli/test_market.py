@@ -23,7 +23,7 @@ def test_attention_over_stocks_finds_the_mood_that_one_stock_does_not_tell(one_t
     for model, options, seeds in ((GATsModel, market.OPTIONS, (0, 1, 2)), (GRUModel, alone, (0,))):
         scores = sum(model(**common, **options, seed=seed).fit(dataset).predict(dataset) for seed in seeds)
         found[model] = ic_summary(scores, simulated.forward_return)["ic"]
-    assert found[GATsModel] > 0.5 * planted, found
+    assert found[GATsModel] > 0.55 * planted, found
     assert found[GRUModel] < 0.4 * planted, found
 
 

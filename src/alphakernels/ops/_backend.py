@@ -179,10 +179,7 @@ def run(
     namespace = op.namespace(kernel, tensor.device.type)
     if compiling or torch._C._functorch.peek_interpreter_stack() is not None:
         return op.registered(namespace)(*args)
-    if torch.is_grad_enabled():
-        return _library.eager(op, namespace)(*args)
-    with torch._C._AutoDispatchBelowAutograd():  # nothing to record
-        return op.registered(namespace)(*args)
+    return _library.eager(op, namespace)(*args)
 
 
 def _explanation(op: Op, tensor: torch.Tensor, torch_is_better: str | None, by_torch: bool) -> Explanation:

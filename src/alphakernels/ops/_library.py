@@ -149,7 +149,7 @@ def eager(op: Op, namespace: str) -> Callable:
     function = type(op.name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
 
     def apply(*args):
-        if not torch._C._any_requires_grad(*args):
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):  # nothing to record
             with torch._C._AutoDispatchBelowAutograd():
                 return call(*args)
         flat = list(args)
