@@ -352,10 +352,12 @@ struct Power {
 #if defined(__AVX512F__)
 // By tables that are a register each: x log2(e) = y + r with y a multiple of 1/16, t = 2^y rounded, m = 2^r - 1 and what the rounding took;
 // r is so short that three terms are enough, the second with its share of the fourth.
-alignas(64) constexpr float kSixteenths[16] = {1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
-    1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f};
-alignas(64) constexpr float kSixteenthsRest[16] = {0.0f, 4.62855e-08f, -1.19922e-08f, 4.72978e-08f, 3.19342e-08f, 3.62106e-08f, -3.09907e-08f, -7.47521e-09f,
-    1.71143e-08f, -3.04768e-08f, 5.23333e-09f, 6.10759e-09f, -1.47196e-08f, -5.25880e-09f, -6.12826e-09f, 5.14061e-09f};
+alignas(64) constexpr float kSixteenths[16] = {
+    1.0f,        1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
+    1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
+alignas(64) constexpr float kSixteenthsRest[16] = {
+    0.0f,         4.62855e-08f,  -1.19922e-08f, 4.72978e-08f, 3.19342e-08f,  3.62106e-08f,  -3.09907e-08f, -7.47521e-09f,
+    1.71143e-08f, -3.04768e-08f, 5.23333e-09f,  6.10759e-09f, -1.47196e-08f, -5.25880e-09f, -6.12826e-09f, 5.14061e-09f};
 template <>
 struct Power<Vec<float>, float> {
   Vec<float> t, m;
@@ -364,9 +366,11 @@ struct Power<Vec<float>, float> {
     const __m512 magic = _mm512_set1_ps(786432.0f);  // 1.5 * 2^19: added, it leaves 16 y in the lowest bits, of which four choose the entries
     const __m512 shifted = _mm512_add_ps(z, magic);
     const __m512i entry = _mm512_castps_si512(shifted);
-    t = (Vec<float>)_mm512_maskz_scalef_ps(-1, _mm512_maskz_permutexvar_ps(-1, entry, _mm512_load_ps(kSixteenths)), _mm512_sub_ps(shifted, magic));
-    const auto r = (Vec<float>)_mm512_maskz_reduce_ps(-1, z, 4 << 4 | _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);  // 0 of an infinite z
-    m = ((r * 0.055504109f + 0.24023429f) * r + 0.69314718f) * r + (Vec<float>)_mm512_maskz_permutexvar_ps(-1, entry, _mm512_load_ps(kSixteenthsRest));
+    const __m512 power = _mm512_maskz_permutexvar_ps(-1, entry, _mm512_load_ps(kSixteenths));
+    const auto rest = (Vec<float>)_mm512_maskz_permutexvar_ps(-1, entry, _mm512_load_ps(kSixteenthsRest));
+    t = (Vec<float>)_mm512_maskz_scalef_ps(-1, power, _mm512_sub_ps(shifted, magic));
+    const auto r = (Vec<float>)_mm512_maskz_reduce_ps(-1, z, 4 << 4 | _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);  // 0 of inf
+    m = ((r * 0.055504109f + 0.24023429f) * r + 0.69314718f) * r + rest;
   }
 };
 #endif

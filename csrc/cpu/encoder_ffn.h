@@ -137,8 +137,10 @@ inline void ffn_backward(const Ffn<T>& ffn, int64_t token, int64_t rows, const T
       for (int v = 0; v < kTileVectors; ++v) store(sums.bias1 + p * kPanel<T> + v * kLanes<T>, bias[v]);
       for (int64_t j = 0; j < d; j += kTileRows) {
         const int64_t n = std::min<int64_t>(kTileRows, d - j);
-        tile_of<T>(n, {a_tiles + j * rows, 1, kTileRows}, dh, kPanel<T>, rows, sums.weight1 + (p * d + j) * kPanel<T>, kPanel<T>, kPanel<T>, true);
-        tile_of<T>(n, {g_tiles + j * rows, 1, kTileRows}, h, kPanel<T>, rows, sums.weight2 + (p * d + j) * kPanel<T>, kPanel<T>, kPanel<T>, true);
+        tile_of<T>(n, {a_tiles + j * rows, 1, kTileRows}, dh, kPanel<T>, rows, sums.weight1 + (p * d + j) * kPanel<T>, kPanel<T>,
+                   kPanel<T>, true);
+        tile_of<T>(n, {g_tiles + j * rows, 1, kTileRows}, h, kPanel<T>, rows, sums.weight2 + (p * d + j) * kPanel<T>, kPanel<T>,
+                   kPanel<T>, true);
       }
     }
     times_chunk(ffn, first, last, padded, dhidden, ffn.up_back, da, stride);

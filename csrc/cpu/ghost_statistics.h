@@ -41,8 +41,9 @@ inline void add_rows(const T* x, const T* origin, int64_t n, T* s1, T* s2) {
   each_column_once<T>(n, add);
 }
 
-// x: [rows, n]; mean, mean_rest, rstd: [chunks, n]; mean_rest is what rounding the mean to T left over. running_* and linear_bias may be null; new_running_* are written when running_*
-// are given. linear_bias is that of the linear layer before, left out of x because the norm cancels it.
+// x: [rows, n]; mean, mean_rest, rstd: [chunks, n]; mean_rest is what rounding the mean to T left over. running_* and linear_bias may be
+// null; new_running_* are written when running_* are given. linear_bias is that of the linear layer before, left out of x because the norm
+// cancels it.
 template <class T>
 void ghost_statistics(const T* x, int64_t n, const Chunks& chunks, RunningUpdate update, const T* running_mean,
                       const T* running_var, const T* linear_bias, T* mean, T* mean_rest, T* rstd,

@@ -36,7 +36,8 @@ struct RecurrentArguments {
   double dropout;
 };
 
-// Gradients coming in (null: zero) and going out (dx may be null; dh0 and dc0 are where there is no h0 or c0). dweights: every layer's parameters in torch's order, end to end.
+// Gradients coming in (null: zero) and going out (dx may be null; dh0 and dc0 are where there is no h0 or c0). dweights: every layer's
+// parameters in torch's order, end to end.
 template <class T>
 struct RecurrentGradients {
   SequenceView<const T> output;
