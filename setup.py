@@ -27,9 +27,21 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 ISA_FLAGS = {"portable": [], **({"avx2": ["-mavx2", "-mfma"], "avx512": AVX512} if X86 else {})}
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
-CUDA_ARCHS = os.environ.get("ALPHAKERNELS_CUDA_ARCHS", "80;90;100").split(";")
+
+
+def cuda_archs():
+    """Compute capabilities to compile for: those asked for, or of the usual ones those that this nvcc knows."""
+    if "ALPHAKERNELS_CUDA_ARCHS" in os.environ:
+        return os.environ["ALPHAKERNELS_CUDA_ARCHS"].split(";")
+    usual = ["80", "90", "100"]
+    if not shutil.which("nvcc"):
+        return usual
+    known = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    return [a for a in usual if f"compute_{a}" in known] or usual
+
+
 # Machine code for each, and of the last PTX too, for GPUs yet newer.
-NVCC_CODE = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
+NVCC_CODE = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in cuda_archs()]
 NVCC_CODE.append(NVCC_CODE[-1].replace("code=sm", "code=compute"))
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0", *NVCC_CODE]
 

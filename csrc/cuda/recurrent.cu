@@ -30,3 +30,10 @@ std::string launch(int64_t blocks, int64_t shared_bytes, const typename Program:
 }  // namespace ak::cuda
 
 #include "recurrent_programs.h"
+
+// The CUDA version that this library was built with, or the newest that the driver runs (0 without one): 1000 major + 10 minor.
+extern "C" __attribute__((visibility("default"))) int32_t alphakernels_cuda_version(int32_t of_driver) {
+  int version = CUDART_VERSION;
+  if (of_driver != 0 && cudaDriverGetVersion(&version) != cudaSuccess) version = 0;
+  return version;
+}

@@ -61,6 +61,21 @@ def test_hidden_sizes_beyond_the_kernels_are_torchs(precision, device):
     assert told.kernel == "torch" and "hidden sizes from 1 to 128" in told.reasons["cuda"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_torchs_own_is_trained_without_dropout(cell, dtype, device):
+    """cuDNN goes backward through a call in training alone."""
+    case = _case("gpu", cell, 5, 7, 6, 256, 2)
+    inputs = case.inputs(dtype, device, seed=1)
+    assert ak.explain(case.call, inputs).kernel == "torch"
+    found = outputs_and_gradients(case.call, inputs, case.needs_grad)
+    exact = {name: None if t is None else t.double().cpu() for name, t in inputs.items()}
+    expected = outputs_and_gradients(case.reference, exact, case.needs_grad)
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in theirs:
+            assert_close(f"{case}: {name}", ours[name], theirs[name], tolerance=Tolerance(2e-3, 2e-3))
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_offsets_beyond_32_bits(cell, device):
     """Rows again and again until the kept gates have more than 2^31 elements: the last give what they give alone."""

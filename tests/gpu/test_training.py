@@ -122,6 +122,28 @@ def test_a_replay_draws_another_mask(device):
     assert not torch.equal(*found)
 
 
+class Waits(nn.Module):
+    """Asks the host for a number in the midst of a step, and drops out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(FIELDS * LAGS, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 1))
+
+    def forward(self, x):
+        return self.layers(x) * (1 if x.sum().item() < 1e9 else 2)
+
+
+def test_a_step_that_cannot_be_captured_goes_on(dataset, device, caplog):
+    before = torch.cuda.current_stream(device)
+    model = estimators.GeneralPTNN(**{**ROWS, "n_epochs": 4}, pt_model_uri=Waits, GPU=device.index)
+    with caplog.at_level("INFO", "alphakernels.training"):
+        model.fit(dataset)
+    assert "capturing failed" in caplog.text
+    assert torch.cuda.current_stream(device) == before
+    assert np.isfinite(model.predict(dataset)).all()
+    torch.nn.functional.dropout(torch.ones(4, device=device))  # the generator has left the capture too
+
+
 @pytest.mark.parametrize("name", ["GRUModel", "LSTMModel", "ALSTMModel", "GATsModel"])
 def test_windows(device, name):
     rng = np.random.default_rng(0)
@@ -149,6 +171,7 @@ def test_accelerate(device):
     ours = copy.deepcopy(theirs)
     report = ak.accelerate(ours)
     assert all(p.device == device for p in ours.parameters())
+    assert {swap.name for swap in report.swapped} == {"gru", "lstm", "encoder"}, report
     x = torch.randn(32, 10, 8, device=device)
     results = []
     for net in (ours, theirs):

@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 COMPILE = """
-import importlib, os, re, subprocess, sys, tempfile
+import importlib, itertools, os, re, subprocess, sys, tempfile
 import alphakernels.ops
 from alphakernels.ops._library import OPS
 import triton
@@ -39,17 +39,21 @@ def stack(cubin):
 modules = sorted({op.triton for op in OPS.values() if op.triton})
 assert modules
 for module in modules:
-    # Sizes that are multiples of 16 where it matters: Triton specialises on that, as it does on aligned tensors.
-    aligned = getattr(importlib.import_module(module), "AOT_ALIGNED", None)
+    # Triton specialises on aligned tensors and on sizes that are multiples of 16. Ordinary training has both, which is another program than
+    # the plain one; a module says which sizes where not all are.
+    chosen = getattr(importlib.import_module(module), "AOT_ALIGNED", None)
     entries = importlib.import_module(module).AOT
-    for kernel, signature, constants, warps, *stages in entries(capability) if callable(entries) else entries:
+    entries = entries(capability) if callable(entries) else entries
+    programs = [True] if chosen is not None or capability != 90 else [True, False]
+    for (kernel, signature, constants, warps, *stages), aligned in itertools.product(entries, programs):
         names = kernel.arg_names
         signature = {name: signature.get(name, "constexpr") for name in names}
         constants = {(names.index(name),): value for name, value in constants.items()}
+        sizes = chosen if chosen is not None else [name for name in names if signature[name] in ("i32", "i64")]
         attributes = {
             (i,): [["tt.divisibility", 16]]
             for i, name in enumerate(names)
-            if aligned is not None and (name in aligned or signature[name].startswith("*"))
+            if aligned and (name in sizes or signature[name].startswith("*"))
         }
         compiled = triton.compile(
             ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),

@@ -252,6 +252,11 @@ def compiled_cuda() -> Compiled:
             raise OSError("the file is cut short")
         torch.ops.load_library(str(paths[0]))
         _shared_bytes(paths[0])
+        version = ctypes.CDLL(str(paths[0])).alphakernels_cuda_version
+        built, driver = version(0), version(1)
+        if built // 1000 > driver // 1000:  # the kernels of a major version run under its drivers and later ones
+            has = f"the driver runs CUDA {driver // 1000}.{driver % 1000 // 10}" if driver else "no driver was found"
+            return Compiled(paths[0], None, f"the CUDA library was built by nvcc {built // 1000}, {has}: update it, or build by an older nvcc")
         return Compiled(paths[0], None, None)
     except (OSError, AttributeError) as error:
         return Compiled(paths[0], None, f"the CUDA library {paths[0].name} cannot be loaded: {error}")

@@ -10,6 +10,7 @@ show what a step does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -48,15 +49,31 @@ class CudaGraphs:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def capture(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
-            out = function()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        before = torch.cuda.current_stream(self._device)
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=pool, stream=self._stream):
+                out = function()
+        except Exception:
+            self._abandon(pool, before)
+            raise
 
         def replay() -> Tensor:
             graph.replay()
             return out
 
         return replay
+
+    def _abandon(self, pool: Any, before: torch.cuda.Stream) -> None:
+        """Ends a capture that an operation made invalid: torch then leaves its stream current, its allocator on the graph's pool and its
+        random generator in the belief that a graph is recorded."""
+        torch.cuda.set_stream(before)
+        with suppress(RuntimeError):  # where the allocator has left the pool
+            torch._C._cuda_endAllocateToPool(self._device.index, pool)
+        # A capture that succeeds is what brings the generator back.
+        with suppress(RuntimeError), torch.cuda.device(self._device), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
+            torch.zeros(1, device=self._device)
+        torch.cuda.set_stream(before)
 
 
 def reason_against(module: nn.Module, optimizer: torch.optim.Optimizer, *, asked: bool) -> str | None:
@@ -188,7 +205,8 @@ class Steps:
         try:
             self._graph, self._captured_shape = _Captured(batch, self._device, self._step, self._graphs), shape
         except (RuntimeError, ValueError) as error:  # an operation that cannot be captured: it waits for the device, or asks for memory
-            self.reason = f"capturing failed: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            cause = error.__context__ or error  # the end of a capture that failed says only that it failed
+            self.reason = f"capturing failed: {str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__}"
 
     @property
     def report(self) -> str:

@@ -9,6 +9,7 @@ from .._library import Formula, define
 from . import reference
 
 _TRITON = "alphakernels.ops.attention_pool.triton"
+_TRITON_COLUMNS = 512  # a tile of more does not fit into the shared memory of the smaller GPUs
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -47,6 +48,12 @@ define(
     ),
     triton=_TRITON,
 )
+
+
+def _limit(kernel: str, hidden: int) -> str | None:
+    if kernel != "triton" or hidden <= _TRITON_COLUMNS:
+        return None
+    return f"the Triton kernel takes h of up to {_TRITON_COLUMNS} columns, this one has {hidden}"
 
 
 def attention_pool(
@@ -90,5 +97,16 @@ def attention_pool(
     _checks.require_like(op, "bias", bias, h, (score.shape[0],))
     _checks.require(0 <= dropout <= 1, op, "dropout", "a probability", dropout)
     seed = _random.draw_seed(h.device) if dropout > 0 else None
-    out, weights = _backend.run(ATTENTION_POOL, reference.attention_pool, h, h, weight, bias, score, seed, float(dropout))
+    out, weights = _backend.run(
+        ATTENTION_POOL,
+        reference.attention_pool,
+        h,
+        h,
+        weight,
+        bias,
+        score,
+        seed,
+        float(dropout),
+        limit=lambda kernel: _limit(kernel, h.shape[2]),
+    )
     return (out, weights) if return_weights else out

@@ -69,7 +69,8 @@ def row_products(x, i, real, y, j, there, hidden, PRECISION: tl.constexpr, ROWS:
 
 @triton.jit
 def _both_products(x, grad, i, real, y, j, there, hidden, PRECISION: tl.constexpr, ROWS: tl.constexpr, OTHERS: tl.constexpr):
-    """Products [ROWS, OTHERS] of the rows i of x and of grad with the rows j of y, norms of y's rows and their sums."""
+    """Products [ROWS, OTHERS] of the rows i of x and of grad with the rows j of y, norms of y's rows, and 0 or 1: whether their sums are
+    other than zero (the sums themselves, used twice by the caller, would crash Triton's compiler before 3.9)."""
     product = tl.zeros((ROWS, OTHERS), tl.float32)
     along = tl.zeros((ROWS, OTHERS), tl.float32)
     right = tl.zeros((OTHERS,), tl.float32)
@@ -81,7 +82,7 @@ def _both_products(x, grad, i, real, y, j, there, hidden, PRECISION: tl.constexp
         along = tl.dot(load_rows(grad, i, real, column, hidden), tl.trans(b), along, input_precision=PRECISION)
         right += tl.sum(b * b, 1)
         sums += tl.sum(b, 1)
-    return product, along, tl.sqrt(right), sums
+    return product, along, tl.sqrt(right), tl.where(sums != 0.0, 1.0, 0.0)
 
 
 @triton.jit

@@ -95,15 +95,15 @@ def join_statistics(part_mean, part_m2, mean, rstd, running_mean, running_var, l
         m2 = tl.zeros((COLUMNS,), tl.float32)
         for k in range(0, per_chunk):
             here = tl.minimum(tl.maximum(length - k * ROWS, 0), ROWS).to(tl.float32)
-            at = (chunk * per_chunk + k) * n + column
+            at = (tl.cast(chunk, tl.int64) * per_chunk + k) * n + column
             total = count + here
             share = here / tl.maximum(total, 1.0)
             d = tl.load(part_mean + at, there, 0.0) - mu
             mu += d * share
             m2 += tl.where(here > 0, tl.load(part_m2 + at, there, 0.0) + d * d * count * share, 0.0)
             count = total
-        tl.store(mean + chunk * n + column, mu, there)
-        tl.store(rstd + chunk * n + column, 1.0 / tl.sqrt(m2 / count + eps), there)
+        tl.store(mean + tl.cast(chunk, tl.int64) * n + column, mu, there)
+        tl.store(rstd + tl.cast(chunk, tl.int64) * n + column, 1.0 / tl.sqrt(m2 / count + eps), there)
         run_mean += momentum * (mu + shift - run_mean)
         run_var += momentum * (m2 / (count - 1.0) - run_var)
     if RUNNING:
@@ -167,11 +167,11 @@ def join_sums(part1, part2, s1, s2, dweight, dbias, chunks, per_chunk, n, COLUMN
         a1 = tl.zeros((COLUMNS,), tl.float32)
         a2 = tl.zeros((COLUMNS,), tl.float32)
         for k in range(0, per_chunk):
-            at = (chunk * per_chunk + k) * n + column
+            at = (tl.cast(chunk, tl.int64) * per_chunk + k) * n + column
             a1 += tl.load(part1 + at, there, 0.0)
             a2 += tl.load(part2 + at, there, 0.0)
-        tl.store(s1 + chunk * n + column, a1, there)
-        tl.store(s2 + chunk * n + column, a2, there)
+        tl.store(s1 + tl.cast(chunk, tl.int64) * n + column, a1, there)
+        tl.store(s2 + tl.cast(chunk, tl.int64) * n + column, a2, there)
         b += a1
         w += a2
     tl.store(dweight + column, w, there)

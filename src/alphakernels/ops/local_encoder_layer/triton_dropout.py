@@ -13,4 +13,4 @@ def dropout_tile(seed, threshold, keep_scale, row, first, columns, STREAM: tl.co
     counter = (STREAM << 48) + row[:, None] * ((columns + 3) // 4) + quad[None, :]
     a, b, c, d = tl.randint4x(seed, counter)
     words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLUMNS))  # a, b, c, d take turns
-    return tl.where(words.to(tl.uint32, bitcast=True) >= tl.to_tensor(threshold).to(tl.uint32), keep_scale, 0.0)
+    return tl.where(words.to(tl.uint32, bitcast=True) >= tl.cast(threshold, tl.uint32), keep_scale, 0.0)

@@ -152,7 +152,8 @@ def _by_torch(x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dro
     """The same by torch's own kernel: cuDNN, oneDNN, or a chain of ATen's operators."""
     batch, _, hidden, layers = _layout(x, weights, biases, batch_first)
     h0 = x.new_zeros(layers, batch, hidden) if h0 is None else h0
-    options = (weights, biases, layers, dropout, dropout > 0, False, batch_first)
+    training = keep or dropout > 0  # without dropout no number depends on it, and cuDNN goes backward through a training call alone
+    options = (weights, biases, layers, dropout, training, False, batch_first)
     if cell == "gru":
         output, h_n, *c_n = torch._VF.gru(x, h0, *options)
     else:
@@ -234,6 +235,7 @@ def recurrent(
         *arguments,
         limit=lambda kernel: cuda.limit(x, cell, hidden, keep) if kernel == "cuda" else None,
         torch_is_better=lambda: _why_torch(x, cell, batch, hidden, keep),
-        native=_by_torch,
+        # torch.compile cannot go backward through torch's own.
+        native=None if keep and torch.compiler.is_compiling() else _by_torch,
     )
     return Recurrent(output, h_n, c_n if cell == "lstm" else None)
