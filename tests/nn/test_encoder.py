@@ -67,8 +67,9 @@ def test_one_sample_without_a_batch():
         (dict(bias=False), {}, "module has none"),
         ({}, dict(src_key_padding_mask=torch.arange(9).expand(4, 9) > 6), "src_key_padding_mask"),
         ({}, dict(src_mask=torch.zeros(8, 9, 9, dtype=torch.float64)), "one mask"),
+        ({}, dict(src_mask=torch.arange(9)[:, None].expand(9, 9) == 2), "hides every key"),
     ],
-    ids=["norm_first", "gelu", "no biases", "padding", "masks of heads"],
+    ids=["norm_first", "gelu", "no biases", "padding", "masks of heads", "a row hidden"],
 )
 def test_options_that_run_on_torchs_own(options, call, reason):
     ours, theirs = pair(12, 2, 20, dropout=0.0, batch_first=True, **options)

@@ -133,3 +133,48 @@ def test_attention_pool_is_the_sequential_it_stands_for():
     assert_close("out", out, torch.cat([h[:, -1], (h * weights).sum(1)], 1))
     pool.train()
     assert not torch.equal(pool(h), pool(h))
+
+
+@TWINS
+def test_gradients_by_torch_func(ours, theirs):
+    one, other = pair(ours, theirs, 3, 6, 2)
+    x = torch.randn(4, 5, 3)
+
+    def loss(network):
+        return lambda parameters, x: torch.func.functional_call(network, parameters, (x,))[0].square().sum()
+
+    found = torch.func.grad(loss(one))(dict(one.named_parameters()), x)
+    expected = torch.func.grad(loss(other))(dict(other.named_parameters()), x)
+    for name, gradient in expected.items():
+        assert_close(name, found[name], gradient)
+    # Of each sequence, which torch's own LSTM on the CPU cannot.
+    samples = torch.func.vmap(torch.func.grad(loss(one)), in_dims=(None, 1))(dict(one.named_parameters()), x)
+    for name, gradient in expected.items():
+        assert_close(name, samples[name].sum(0), gradient)
+
+
+@TWINS
+def test_half_precision_trains_compiled(ours, theirs):
+    """There is no kernel for it on the CPU, and traced, oneDNN's cannot go backward."""
+    one, other = pair(ours, theirs, 3, 6, dtype=torch.bfloat16)
+    x = torch.randn(4, 5, 3, dtype=torch.bfloat16)
+    for network, call in ((one, torch.compile(one, backend="aot_eager")), (other, other)):
+        call(x)[0].square().sum().backward()
+        assert network.weight_hh_l0.grad.isfinite().all()
+    assert_close("gradient", one.weight_hh_l0.grad, other.weight_hh_l0.grad)
+
+
+@pytest.mark.parametrize(
+    "module, given, error, message",
+    [
+        (nn.LSTM(4, 8), (torch.zeros(7, 3, 4), torch.zeros(1, 3, 8)), TypeError, r"LSTM: hx must be a pair \(h_0, c_0\), got Tensor"),
+        (nn.LSTM(4, 8), (torch.zeros(7, 4), (torch.zeros(1, 1, 8),) * 2), ValueError, r"LSTM: h_0 must be of shape \[1, 8\] with one sequence"),
+        (nn.GRU(4, 8), (torch.zeros(7, 3, 4), torch.zeros(1, 8)), ValueError, r"GRU: hx must be of shape \[1, B, 8\], got \[1, 8\]"),
+        (nn.GRU(4, 8), (torch.zeros(4),), ValueError, r"GRU: input must be of shape \[T, B, I\], or \[T, I\] of one sequence, got \[4\]"),
+        (nn.GRU(4, 8), ([1.0],), TypeError, "GRU: input must be a torch.Tensor, got list"),
+    ],
+    ids=["one state of two", "a state of a batch", "a state of one sequence", "a row", "a list"],
+)
+def test_bad_input(module, given, error, message):
+    with pytest.raises(error, match=message):
+        module(*given)

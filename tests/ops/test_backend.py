@@ -148,3 +148,20 @@ def test_the_reference_never_passes_through_the_dispatcher():
         ops.sparsemax(X)
         ops.glu_block(torch.randn(6, 4), virtual_batch_size=3)
     assert mode.seen == {"aten"}
+
+
+@needs_library
+def test_transforms_of_torch_func_take_the_reference():
+    def loss(x):
+        seen.append(str(ak.explain(ops.sparsemax, x)))
+        return ops.sparsemax(x).square().sum()
+
+    seen, x = [], torch.randn(3, 7, dtype=torch.float64)
+    found = torch.func.grad(loss)(x)
+    assert "torch.func's transforms" in seen[0]
+    leaf = x.clone().requires_grad_()
+    loss(leaf).backward()
+    assert "sparsemax: cpp" in seen[1]
+    torch.testing.assert_close(found, leaf.grad)
+    with ak.use_backend("cpp"), pytest.raises(RuntimeError, match="sparsemax: the cpp kernel was asked for and cannot run: torch.func's"):
+        torch.func.grad(lambda x: ops.sparsemax(x).sum())(x)

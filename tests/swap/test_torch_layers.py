@@ -216,3 +216,28 @@ def test_dropout_is_the_same_share():
         runs = {net: torch.stack([net(x) for _ in range(6)]) for net in (layer, theirs)}
     assert runs[layer].var(0).mean().item() == pytest.approx(runs[theirs].var(0).mean().item(), rel=0.03)
     assert torch.equal(layer.eval()(x), layer(x))
+
+
+def test_restore_keeps_a_parametrization_made_since():
+    layer = nn.LSTM(4, 8)
+    accelerate(layer)
+    nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+    restore(layer)
+    x = torch.randn(7, 3, 4)
+    before = layer(x)[0]
+    before.sum().backward()
+    assert layer.parametrizations.weight_hh_l0.original0.grad.abs().sum() > 0
+    with torch.no_grad():
+        layer.parametrizations.weight_hh_l0.original0.mul_(0)
+    assert not torch.equal(layer(x)[0], before)
+    nn.utils.parametrize.remove_parametrizations(layer, "weight_hh_l0")
+    assert type(layer) is nn.LSTM
+
+
+def test_a_forward_replaced_and_weights_that_are_nowhere():
+    layer = nn.LSTM(4, 8)
+    layer.forward = nn.LSTM.forward.__get__(layer)
+    assert accelerate(layer).kept[0].reason == "its forward was replaced on the module itself"
+    model = nn.Sequential(nn.LSTM(4, 8, device="meta"))
+    assert "meta device" in accelerate(model).kept[0].reason
+    assert type(model[0]) is nn.LSTM

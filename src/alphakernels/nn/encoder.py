@@ -20,11 +20,18 @@ def over_time(conv: nn.Conv1d, x: Tensor, batch_first: bool) -> Tensor:
     return conv(x.permute(1, 2, 0)).permute(2, 0, 1)
 
 
+def _hides_all(mask: Tensor) -> bool:
+    """Whether a row of the mask hides every key; not looked for where a look would wait for a GPU or tie a graph to the values traced."""
+    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return bool((mask if mask.dtype == torch.bool else mask == -torch.inf).all(-1).any())
+
+
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer` by the op `local_encoder_layer`: same constructor, same state_dict, same outputs.
 
-    norm_first, an activation other than ReLU, no biases, key padding, masks of each head and hooks on submodules run on torch's own;
-    `alphakernels.explain` says so.
+    norm_first, an activation other than ReLU, no biases, key padding, masks of each head, hooks on submodules and, on the CPU, masks with
+    a row that hides every key run on torch's own; `alphakernels.explain` says so. On a GPU such a row gives NaN.
 
     Args:
         memory: "auto", or "low" to keep nothing but the input for the backward pass; the rest as torch's.
@@ -51,6 +58,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             return "the kernels take whole windows, the call has a src_key_padding_mask"
         if mask is not None and (mask.dim() != 2 or mask.requires_grad):
             return "the kernels take one mask [T, T] without gradient for all samples and heads"
+        if mask is not None and _hides_all(mask):
+            return "a row of the mask hides every key: torch's attention gives zeros there where a softmax has no value"
         if self.norm1.eps != self.norm2.eps:
             return "the kernels have one eps, the module's norms have two"
         if len({self.self_attn.dropout, self.dropout.p, self.dropout1.p, self.dropout2.p}) > 1:

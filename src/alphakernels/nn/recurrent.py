@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
-from ..ops import _backend
+from ..ops import _backend, _checks
 
 
 class _Stack(nn.RNNBase):
@@ -26,6 +26,26 @@ class _Stack(nn.RNNBase):
     def _watch_torch(self, input: Tensor | PackedSequence, reason: str) -> None:
         tensor = input.data if isinstance(input, PackedSequence) else input
         _backend.watch_torch("recurrent", tensor, reason)
+
+    def _one_sequence(self, input: Tensor) -> bool:
+        """Whether the input is one sequence [T, I].
+
+        Raises:
+            TypeError, ValueError: it is no tensor, or neither that nor a batch.
+        """
+        op = type(self).__name__
+        _checks.require_float(op, "input", input)
+        batch = "[B, T, I]" if self.batch_first else "[T, B, I]"
+        _checks.require(input.dim() in (2, 3), op, "input", f"of shape {batch}, or [T, I] of one sequence", list(input.shape))
+        return input.dim() == 2
+
+    def _state(self, name: str, state: Tensor | None, one: bool) -> Tensor | None:
+        """[layers, B, H] of a state as it was given."""
+        if state is None:
+            return None
+        shape = f"[{self.num_layers}, {'' if one else 'B, '}{self.hidden_size}]{' with one sequence' if one else ''}"
+        _checks.require_rank(type(self).__name__, name, state, 2 if one else 3, shape)
+        return state.unsqueeze(1) if one else state
 
     def _run(self, input: Tensor, h0: Tensor | None, c0: Tensor | None = None, sequence: bool = True):
         weights = [getattr(self, name) for name in self._flat_weights_names]
@@ -71,18 +91,21 @@ class GRU(_Stack):
         if reason is not None:
             self._watch_torch(input, reason)
             return self._by_torch(input, hx)
-        if input.dim() != 2:
+        one = self._one_sequence(input)
+        hx = self._state("hx", hx, one)
+        if not one:
             output, h_n, _ = self._run(input, hx)
             return output, h_n
         batch = 0 if self.batch_first else 1
-        output, h_n, _ = self._run(input.unsqueeze(batch), None if hx is None else hx.unsqueeze(1))
+        output, h_n, _ = self._run(input.unsqueeze(batch), hx)
         return output.squeeze(batch), h_n.squeeze(1)
 
 
 class LSTM(_Stack):
     """`torch.nn.LSTM` by the op `recurrent`: same constructor, same state_dict, same outputs.
 
-    Bidirectional stacks, projections and packed sequences run on torch's own; `alphakernels.explain` says so.
+    Bidirectional stacks, projections and packed sequences run on torch's own; `alphakernels.explain` says so. torch.compile cannot train
+    torch's own LSTM: call `torch.compiler.disable` on the forward of such a module.
 
     Shapes: input [B, T, I] if `batch_first`, else [T, B, I], or [T, I] of one sequence; hx (h_0, c_0) of [layers, B, H] or None ->
     (output [B, T, H], (h_n, c_n) of [layers, B, H]).
@@ -102,11 +125,13 @@ class LSTM(_Stack):
         if reason is not None:
             self._watch_torch(input, reason)
             return self._by_torch(input, hx)
-        h0, c0 = (None, None) if hx is None else hx
-        if input.dim() != 2:
+        one = self._one_sequence(input)
+        pair = hx is None or isinstance(hx, (tuple, list)) and len(hx) == 2
+        _checks.require(pair, "LSTM", "hx", "a pair (h_0, c_0)", type(hx).__name__, TypeError)
+        h0, c0 = (self._state(name, state, one) for name, state in zip(("h_0", "c_0"), hx or (None, None), strict=True))
+        if not one:
             output, h_n, c_n = self._run(input, h0, c0)
             return output, (h_n, c_n)
         batch = 0 if self.batch_first else 1
-        h0, c0 = (None if t is None else t.unsqueeze(1) for t in (h0, c0))
         output, h_n, c_n = self._run(input.unsqueeze(batch), h0, c0)
         return output.squeeze(batch), (h_n.squeeze(1), c_n.squeeze(1))

@@ -135,9 +135,16 @@ def _kernel(name: str, device: str, dtype: torch.dtype, requested: str) -> str:
 _kernel._dynamo_marked_constant = True
 
 
+def _transformed() -> str | None:
+    """Why a kernel cannot run inside of torch.func's grad, vmap and the like, which take PyTorch's own operators apart; None outside."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return None
+    return "torch.func's transforms go through PyTorch's own operators"
+
+
 def choose(op: Op, tensor: torch.Tensor) -> str:
     """The kernel that runs `op` on tensors like this one: "cpp", "triton", or "reference"."""
-    if _requested == "reference":
+    if _requested == "reference" or _transformed() is not None:
         return "reference"
     return _kernel(op.name, tensor.device.type, tensor.dtype, _requested)
 
@@ -164,12 +171,15 @@ def run(
     compiling = torch.compiler.is_compiling()
     better = torch_is_better() if torch_is_better is not None and _requested == "auto" and not compiling else None
     kernel = choose(op, tensor)
-    beyond = limit(kernel) if limit is not None and kernel != "reference" else None
+    transformed = _transformed()
+    if transformed is not None and _requested not in ("auto", "reference"):
+        raise RuntimeError(f"{op.name}: the {_requested} kernel was asked for and cannot run: {transformed}")
+    beyond = limit(kernel) if limit is not None and kernel != "reference" else transformed
     if beyond is not None and _requested == kernel:
         raise RuntimeError(f"{op.name}: the {kernel} kernel was asked for and cannot run: {beyond}")
     better = beyond or better
     kernel = kernel if better is None else "reference"
-    by_torch = kernel == "reference" and native is not None and _requested == "auto"
+    by_torch = kernel == "reference" and native is not None and _requested == "auto" and transformed is None
     if _watch is not None:
         _watch.append(_explanation(op, tensor, better, by_torch))
     if by_torch:
@@ -177,7 +187,7 @@ def run(
     if kernel == "reference":
         return reference(*args)
     namespace = op.namespace(kernel, tensor.device.type)
-    if compiling or torch._C._functorch.peek_interpreter_stack() is not None:
+    if compiling:
         return op.registered(namespace)(*args)
     return _library.eager(op, namespace)(*args)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from . import _rules
 from ._report import Kept, Report, Swap
-from ._swapped import Swapped, swapped_class, touched
+from ._swapped import Swapped, swapped_class, touched, unswapped_class
 
 
 def accelerate(model: nn.Module, *, verify: bool = True) -> Report:
@@ -63,7 +63,9 @@ def _swap(module: nn.Module, original: str, rule: _rules.Rule, verify: bool) -> 
     """Swaps one module: (error seen, None), or (None, why it was left as it was)."""
     before, mixin = type(module), rule.load()
     known = next(cls for cls in before.__mro__ if _rules.full_name(cls) == original)
-    if before.forward is not known.forward or "forward" in module.__dict__:
+    if "forward" in module.__dict__:
+        return None, "its forward was replaced on the module itself"
+    if before.forward is not known.forward:
         return None, f"{_rules.full_name(before)} has a forward of its own"
     module.__class__ = swapped_class(before, mixin)
     reason = module.obstacle()
@@ -89,7 +91,7 @@ def restore(model: nn.Module) -> list[str]:
     names = []
     for name, module in model.named_modules():
         if isinstance(module, Swapped):
-            module.__class__ = type(module).original
+            module.__class__ = unswapped_class(type(module))
             names.append(name)
     return names
 

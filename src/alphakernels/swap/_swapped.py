@@ -71,6 +71,15 @@ def swapped_class(original: type[nn.Module], mixin: type[Swapped]) -> type:
     return type(original.__name__, (mixin, original), body)
 
 
+def unswapped_class(cls: type[Swapped]) -> type[nn.Module]:
+    """The class that a module had before it was swapped; of a class made from the swapped one since, as torch's parametrizations do, the
+    same made from the original."""
+    if "original" in cls.__dict__:
+        return cls.original
+    body = {name: value for name, value in cls.__dict__.items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, tuple(unswapped_class(base) if issubclass(base, Swapped) else base for base in cls.__bases__), body)
+
+
 def _blank(original: type[nn.Module], mixin: type[Swapped]) -> nn.Module:
     cls = swapped_class(original, mixin)
     return cls.__new__(cls)

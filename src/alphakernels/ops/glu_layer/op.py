@@ -149,8 +149,10 @@ def glu_layer(
     _checks.require_rank(op, "x", x, 2, "[B, K]")
     _checks.require_rank(op, "fc", fc, 2, "[2H, K]")
     rows, columns = x.shape[0], fc.shape[0]
-    if columns % 2 or fc.shape[1] != x.shape[1]:
+    if columns % 2:
         _checks.require(False, op, "fc", f"of shape [2H, {x.shape[1]}]", list(fc.shape))
+    if fc.shape[1] != x.shape[1]:  # x is likelier the wrong one
+        _checks.require(False, op, "x", f"of {fc.shape[1]} columns, as fc has", list(x.shape))
     if residual:
         _checks.require(mask is None, op, "mask", "None where there is a residual", "one")
         _checks.require(x.shape[1] * 2 == columns, op, "x", f"of {columns // 2} columns to be the residual", list(x.shape))
