@@ -106,6 +106,7 @@ def array_segment(owner: str, name: str, x: Any, y: Any, dates: Any, instruments
     columns = x.columns if isinstance(x, pd.DataFrame) else None
     values = _features(owner, x)
     count = len(values)
+    check_aligned(owner, x, y)
     label = None if y is None else _label(owner, y, count)
     if dates is None and instruments is None and isinstance(index, pd.MultiIndex) and index.nlevels == 2:
         keys = PanelIndex.from_pandas(index)
@@ -142,6 +143,13 @@ def _features(owner: str, x: Any) -> np.ndarray:
         what = "sample(s)" if x.shape[0] == 0 else "feature(s)"
         raise ValueError(f"Found array with 0 {what} (shape={x.shape}) while a minimum of 1 is required by {owner}.")
     return _float32(owner, "X", x)
+
+
+def check_aligned(owner: str, x: Any, y: Any) -> None:
+    """Raises ValueError where X and y both have keys and these differ: labels go by place, and would be mixed up."""
+    indexes = [values.index for values in (x, y) if isinstance(values, (pd.DataFrame, pd.Series))]
+    if len(indexes) == 2 and all(isinstance(index, pd.MultiIndex) for index in indexes) and not indexes[0].equals(indexes[1]):
+        raise ValueError(f"{owner}: y must have X's index, row by row, got other keys or another order; align it: y.reindex(X.index)")
 
 
 def _label(owner: str, y: Any, count: int) -> np.ndarray:
@@ -241,4 +249,5 @@ class SklearnInterface:
 
     def score(self, X: Any, y: Any, **keys: Any) -> float:  # noqa: N803 (scikit-learn's name)
         """R² of `predict(X)` on the rows whose label is not NaN."""
+        check_aligned(type(self).__name__, X, y)
         return r2(y, self.predict(X, **keys))

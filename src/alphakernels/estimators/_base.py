@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -168,17 +168,25 @@ class Estimator(SklearnInterface, ABC):
                 next; the logger "alphakernels.training" tells whether, and why not.
 
         Raises:
+            TypeError: an `evals_result` that is no dict.
             ValueError: features that do not fit the model; NaN or infinity in them (columns are named); a segment
-                that is empty or has no finite label.
+                that is empty or has no finite label; with a dataset, arguments that belong to arrays.
             NonFiniteLossError: the loss became NaN; the best weights so far are kept, and `predict` uses them.
             CheckpointError: checkpoints of another fit.
         """
         if resume and checkpoint_dir is None:
             raise ValueError(f"{type(self).__name__}: resume=True needs checkpoint_dir, got None")
+        owner, hint = type(self).__name__, ""
         if is_dataset(dataset):
-            evals_result = y if evals_result is None else evals_result
+            _refuse_arrays_arguments(owner, eval_set=eval_set, dates=dates, instruments=instruments)
+            if y is not None:
+                if evals_result is not None:
+                    raise TypeError(f"{owner}: evals_result must be given once, got it by name and in the place of y, which is for arrays")
+                evals_result, hint = y, "; a dataset holds its labels, and evals_result stands in the place of y"
         else:
-            dataset = training_arrays(type(self).__name__, dataset, y, eval_set, dates, instruments)
+            dataset = training_arrays(owner, dataset, y, eval_set, dates, instruments)
+        if evals_result is not None and not isinstance(evals_result, MutableMapping):
+            raise TypeError(f"{owner}: evals_result must be a dict, got {type(evals_result).__name__}{hint}")
         device = resolve_device(self.GPU)
         features = [str(name) for name in dataset.features]
         self.evals_result_ = {} if evals_result is None else evals_result
@@ -279,6 +287,7 @@ class Estimator(SklearnInterface, ABC):
             given = array_segment(type(self).__name__, segment, dataset, None, dates, instruments)
             check_column_count(type(self).__name__, len(given.segment.features), self._n_features)
             return given.as_given(self.predict(ArrayDataset({segment: given}), segment).to_numpy())
+        _refuse_arrays_arguments(type(self).__name__, dates=dates, instruments=instruments)
         rows = self._rows_to_predict(dataset, segment)
         scores = np.empty(len(rows.index), dtype=np.float32)
         with torch.inference_mode():
@@ -344,6 +353,12 @@ class Estimator(SklearnInterface, ABC):
         model._keep(module.to(resolve_device(model.GPU)), metadata["features"], metadata["n_features"])
         model.evals_result_ = metadata["evals_result"]
         return model
+
+
+def _refuse_arrays_arguments(owner: str, **arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise ValueError(f"{owner}: {', '.join(given)} must be left out with a dataset, which has its own: they belong to arrays X")
 
 
 def json_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
