@@ -362,7 +362,13 @@ class Trainer:
                 )
             value = _weighted_mean(losses, weights, over_ranks=distributed)
         if math.isnan(value):
-            raise ValueError(f"Trainer: the evaluated set {name!r} must have at least one finite label, got none")
+            if not any(batch.y is None or bool(torch.isfinite(batch.y).any()) for batch in batches):
+                raise ValueError(f"Trainer: the evaluated set {name!r} must have at least one finite label, got none")
+            raise ValueError(
+                f"Trainer: what is measured on the evaluated set {name!r} is undefined, though it has finite labels: no batch counts. "
+                "A correlation by day (metric='ic') needs a day with at least two labelled stocks, whose labels differ and whose "
+                "scores differ; choose the epoch by the loss instead (metric='')"
+            )
         return value
 
     def _close_epoch(self, state: TrainingState, saved: LoopState, monitor: str | None) -> None:
