@@ -56,6 +56,13 @@ def test_from_arrays_in_both_forms(frame):
     pd.testing.assert_frame_equal(cube.frame, flat.frame)
 
 
+def test_complex_arrays_are_refused(frame):
+    x = frame[["f1", "f2"]].to_numpy()
+    for name, arrays in (("features", (x * 1j,)), ("label", (x, x[:, 0] * 1j))):
+        with pytest.raises(ValueError, match=f"from_arrays: {name} must be real numbers, got complex128"):
+            PanelDataset.from_arrays(*arrays, index=frame.index)
+
+
 def test_robust_zscore_is_fit_on_the_training_segment_alone(frame):
     panel = PanelDataset(frame, segments=SEGMENTS).robust_zscore(clip=None)
     train = frame.sort_index().loc["2020-01-01":"2020-01-10", ["f1", "f2", "f3"]]
@@ -70,6 +77,7 @@ def test_robust_zscore_is_fit_on_the_training_segment_alone(frame):
         (lambda f: f.drop(columns="label"), {}, "label"),
         (lambda f: pd.concat([f, f.iloc[:1]]), {}, r"1 keys more than once: \(2020-01-01.*B\)"),
         (lambda f: f.assign(f2="x"), {}, "f2"),
+        (lambda f: f.assign(f2=f["f2"] * 1j), {}, "must be numeric, and not complex, got f2 .complex128"),
         (lambda f: f.reset_index(drop=True), {}, "MultiIndex of \\(datetime, instrument\\)"),
         (lambda f: f.iloc[:0], {}, "at least one row"),
     ],

@@ -182,8 +182,10 @@ def test_several_days_a_batch_count_alike():
 def test_bad_arguments():
     dataset = panel()
     segment = dataset.segment("test")
-    with pytest.raises(ValueError, match="step_len must be at least 1, got 0"):
-        dataset.windows(0)
+    for wrong in (0, 2.5, "a", True):
+        with pytest.raises(ValueError, match=f"step_len must be an integer of at least 1, got {wrong!r}"):
+            dataset.windows(wrong)
+    assert dataset.windows(np.int64(3)).step_len == 3
     with pytest.raises(ValueError, match="days_per_batch must be at least 1, got 0"):
         DayBatches(segment.x, day=np.zeros(len(segment)), days_per_batch=0)
     with pytest.raises(ValueError, match="day must have one entry a row of x"):

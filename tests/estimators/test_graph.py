@@ -100,7 +100,7 @@ def test_an_mlp_on_tabular_features(panels):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="base_model must be one of 'GRU', 'LSTM', 'MLP', got 'RNN'"):
         GATsModel(base_model="RNN")
-    with pytest.raises(ValueError, match="days_per_step must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="days_per_step must be an integer of at least 1, got 0"):
         GATsModel(days_per_step=0)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
-from alphakernels.estimators import DNNModelPytorch, GeneralPTNN, GRUModel, TabNetModel
+from alphakernels.estimators import DNNModelPytorch, GeneralPTNN, GRUModel, SFMModel, TabNetModel, TransformerModel
 
 GRU = {"d_feat": 3, "hidden_size": 4, "num_layers": 1, "n_epochs": 2, "batch_size": 32, "GPU": -1, "seed": 1, "progress": False}
 
@@ -64,3 +66,60 @@ def test_labels_in_another_order_than_the_rows(panels):
     # Without keys on both sides the place counts.
     assert model.score(x, y) == model.score(x, y.to_numpy()) == model.score(x, y.reset_index(drop=True))
     assert np.array_equal(model.predict(x), gru(n_epochs=1).fit(x, y.reset_index(drop=True)).predict(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "values", "expected"),
+    [
+        (GRUModel, "n_epochs", (1.5, None, -1, "2", True), "an integer of at least 0"),
+        (GRUModel, "batch_size", ("32", 1.5, 0, None), "an integer of at least 1"),
+        (GRUModel, "hidden_size", ("8", 8.0), "an integer of at least 1"),
+        (GRUModel, "d_feat", (0, "6"), "an integer of at least 1 or None"),
+        (GRUModel, "lr", ("0.1", -1.0, float("nan"), float("inf"), None), "a finite number of at least 0"),
+        (GRUModel, "dropout", (2.0, "a", -0.1), "a probability, a number from 0 to 1"),
+        (GRUModel, "seed", ("a", -1, 2**32, 1.0), "an integer from 0 to 4294967295 or None"),
+        (SFMModel, "output_dim", (0,), "an integer of at least 1"),
+        (TabNetModel, "n_steps", (0,), "an integer of at least 1"),
+        (TabNetModel, "relax", (-1.0,), "a finite number of at least 0"),
+        (TransformerModel, "nhead", (2.0,), "an integer of at least 1"),
+        (GeneralPTNN, "n_epochs", (1.5,), "an integer of at least 0"),
+        (DNNModelPytorch, "max_steps", (1.5,), "an integer of at least 1"),
+    ],
+)
+def test_hyper_parameters(model, name, values, expected):
+    for value in values:
+        with pytest.raises(ValueError, match=re.escape(f"{model.__name__}: {name} must be {expected}, got {value!r}")):
+            model(**{name: value})
+
+
+def test_a_tabnet_of_one_step_has_no_output():
+    with pytest.raises(ValueError, match="n_steps must be at least 2, of which the first gives no output, got 1"):
+        TabNetModel(variant="paper", n_steps=1)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = gru(n_epochs=np.int64(1), batch_size=np.int32(8), seed=np.uint32(3), lr=np.float32(0.5), dropout=np.float64(0))
+    assert model.n_epochs == 1
+    with pytest.raises(ValueError, match="lr must be a finite number"):
+        model.set_params(lr="a")
+
+
+def test_names_made_up_for_an_array_are_not_compared(panels, tmp_path):
+    x, y = arrays(panels.frame())
+    named, unnamed = gru(n_epochs=1).fit(x, y), gru(n_epochs=1).fit(x.to_numpy(), y.to_numpy())
+    assert (named.features_, unnamed.features_) == (list(x.columns), None)
+    assert named.predict(x.to_numpy()).shape == unnamed.predict(x).shape == (len(x),)
+    unnamed.save(tmp_path / "m")
+    assert GRUModel.load(tmp_path / "m").predict(x).shape == (len(x),)
+    gru(n_epochs=1).fit(x, y, eval_set=(x.to_numpy(), y.to_numpy()))
+    with pytest.raises(ValueError, match="feature 0 must be 'OPEN5' as in training, got 'VOLUME0'; the names are the same"):
+        named.predict(x[x.columns[::-1]])
+    with pytest.raises(ValueError, match="eval_set must have X's 18 features, got 18 of other names or in another order"):
+        gru().fit(x, y, eval_set=(x[x.columns[::-1]], y))
+
+
+def test_an_ic_that_is_undefined(panels):
+    table = panels.frame()
+    for undefined in (table.assign(label=1.0), table.xs("S03", level="instrument", drop_level=False)):
+        with pytest.raises(ValueError, match=r"evaluated set 'train' is undefined, though it has finite labels.*at least two labelled stocks"):
+            gru(metric="ic").fit(panels.rows(undefined))

@@ -247,9 +247,9 @@ def test_not_fitted():
         ({"variant": "mine"}, "variant must be one of 'qlib', 'paper', got 'mine'"),
         ({"missing": "drop"}, "missing must be one of 'error', 'fill', got 'drop'"),
         ({"final_out_dim": 2}, "final_out_dim must be one of 1, got 2"),
-        ({"vbs": 0}, "vbs must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"ps": 1.5}, "ps must be a probability, got 1.5"),
+        ({"vbs": 0}, "vbs must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"ps": 1.5}, "ps must be a probability, a number from 0 to 1, got 1.5"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -264,7 +264,7 @@ def test_parameters_go_in_and_out():
     assert model.set_params(lr=0.5).get_params()["lr"] == 0.5
     with pytest.raises(ValueError, match="parameters must be among d_feat, .*, got width"):
         model.set_params(width=3)
-    with pytest.raises(ValueError, match="vbs must be at least 1"):
+    with pytest.raises(ValueError, match="vbs must be an integer of at least 1"):
         model.set_params(vbs=0)
     assert "TabNetModel(d_feat=None, out_dim=6" in repr(model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,11 +35,15 @@ def columns_of(
     if not available:
         raise ValueError(f"the frame must have at least one feature column, got {shown(frame.columns)}")
     wanted = [*available.values(), *([] if label_position is None else [label_position])]
-    text = [frame.columns[j] for j in wanted if not pd.api.types.is_numeric_dtype(frame.dtypes.iloc[j])]
+    text = [frame.columns[j] for j in wanted if not _is_real(frame.dtypes.iloc[j])]
     if text:
         kinds = ", ".join(f"{name} ({frame[name].dtype})" for name in text[:SHOWN])
-        raise ValueError(f"columns must be numeric, got {kinds}; convert or drop them, or choose others by features=")
+        raise ValueError(f"columns must be numeric, and not complex, got {kinds}; convert or drop them, or choose others by features=")
     return list(available.items()), label_position
+
+
+def _is_real(dtype: Any) -> bool:
+    return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
 
 
 def _named(frame: pd.DataFrame, label: str | None) -> tuple[dict[str, int], int | None]:

@@ -135,12 +135,12 @@ class PanelDataset:
         Raises:
             ValueError: shapes that do not fit each other, or what the class raises for the same fault.
         """
-        features = np.asarray(features)
+        features = _real("features", features)
         keys = _keys_of(features.shape, index, days, instruments)
         x = np.asarray(features.reshape(-1, features.shape[-1]), dtype=np.float32)
         y = None
         if label is not None:
-            label = np.asarray(label)
+            label = _real("label", label)
             if label.shape != features.shape[:-1]:
                 raise ValueError(
                     f"from_arrays: label must have the features' shape without the last axis "
@@ -275,6 +275,13 @@ class PanelDataset:
             raise ValueError("the dataset has no label to normalise: it was made with label=None")
         y = normalise(pd.Series(self.y, index=self.index)).to_numpy(np.float32)
         return self._of(self.x, y, self.panel_index, self.features, self.segments)
+
+
+def _real(name: str, values: Any) -> np.ndarray:
+    values = np.asarray(values)
+    if values.dtype.kind == "c":
+        raise ValueError(f"from_arrays: {name} must be real numbers, got {values.dtype}; pass their .real, or their absolute values")
+    return values
 
 
 def _keys_of(

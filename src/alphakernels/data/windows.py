@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,10 +195,10 @@ class WindowDataset:
     """
 
     def __init__(self, panel: PanelDataset, step_len: int, histories: Histories | None = None) -> None:
-        if step_len < 1:
-            raise ValueError(f"windows: step_len must be at least 1, got {step_len}")
+        if not isinstance(step_len, Integral) or isinstance(step_len, bool) or step_len < 1:
+            raise ValueError(f"windows: step_len must be an integer of at least 1, got {step_len!r}")
         self.panel = panel
-        self.step_len = step_len
+        self.step_len = int(step_len)
         self._histories = Histories.of(panel.panel_index) if histories is None else histories
 
     def __len__(self) -> int:

@@ -25,6 +25,11 @@ def is_dataset(data: Any) -> bool:
     return callable(getattr(data, "segment", None))
 
 
+def is_named(dataset: Any) -> bool:
+    """Whether its features have names of their own, as all but those of arrays do."""
+    return getattr(dataset, "named", True)
+
+
 @dataclass(frozen=True)
 class ArraySegment:
     """Rows given as arrays.
@@ -32,10 +37,12 @@ class ArraySegment:
     Attributes:
         segment: the rows in the order of the panel.
         order: int64 [N], the place of each of them in the arrays.
+        named: whether the features came with names, and not with such as F0, F1 made up here.
     """
 
     segment: Segment
     order: np.ndarray
+    named: bool
 
     def as_given(self, values: np.ndarray) -> np.ndarray:
         """`values` [N] of the panel's rows in the order of the arrays."""
@@ -50,7 +57,8 @@ class ArrayDataset:
     def __init__(self, segments: dict[str, ArraySegment]) -> None:
         self._arrays = segments
         self.segments = dict.fromkeys(segments, (None, None))
-        self.features = next(iter(segments.values())).segment.features
+        first = next(iter(segments.values()))
+        self.features, self.named = first.segment.features, first.named
 
     def segment(self, name: str) -> Segment:
         if name not in self._arrays:
@@ -69,10 +77,11 @@ def training_arrays(owner: str, x: Any, y: Any, eval_set: Any, dates: Any, instr
     if eval_x is None:
         return ArrayDataset({"train": train, "valid": train})
     valid = array_segment(owner, "valid", eval_x, eval_y, eval_dates, eval_instruments)
-    if valid.segment.features != train.segment.features:
+    expected, got = train.segment.features, valid.segment.features
+    if len(got) != len(expected) or (train.named and valid.named and got != expected):
         raise ValueError(
-            f"{owner}: eval_set must have X's {len(train.segment.features)} features, got {len(valid.segment.features)}"
-            + ("" if len(valid.segment.features) != len(train.segment.features) else " of other names or in another order")
+            f"{owner}: eval_set must have X's {len(expected)} features, got {len(got)}"
+            + ("" if len(got) != len(expected) else " of other names or in another order")
         )
     return ArrayDataset({"train": train, "valid": valid})
 
@@ -117,12 +126,10 @@ def array_segment(owner: str, name: str, x: Any, y: Any, dates: Any, instruments
         order = np.arange(count)
     else:
         keys, values, label = keys.take(order), values[order], None if label is None else label[order]
-    if columns is not None and all(isinstance(column, str) for column in columns):
-        names = tuple(columns)
-    else:
-        names = tuple(f"F{j}" for j in range(values.shape[-1]))
+    named = columns is not None and all(isinstance(column, str) for column in columns)
+    names = tuple(columns) if named else tuple(f"F{j}" for j in range(values.shape[-1]))
     features = values if values.ndim == 2 else GivenWindows(values, keys)
-    return ArraySegment(Segment(name, features, label, keys.to_pandas(), names), order)
+    return ArraySegment(Segment(name, features, label, keys.to_pandas(), names), order, named)
 
 
 def _features(owner: str, x: Any) -> np.ndarray:

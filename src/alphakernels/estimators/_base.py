@@ -28,10 +28,12 @@ from alphakernels.estimators._arrays import (
     array_segment,
     check_column_count,
     is_dataset,
+    is_named,
     not_fitted,
     training_arrays,
 )
 from alphakernels.estimators._device import own_random_streams, resolve_device
+from alphakernels.estimators._parameters import check_parameters
 from alphakernels.estimators._segments import Rows, check_features, load_rows, weigh
 from alphakernels.training import Callback, CheckpointError, load_module_state, load_tensors, save_tensors
 
@@ -64,6 +66,11 @@ class FitContext:
     reweighter: Any = None
     capture: bool = True
 
+    @property
+    def known_features(self) -> list[str] | None:
+        """The feature names to compare later datasets with; None where they were made up for an array."""
+        return self.features if is_named(self.dataset) else None
+
     def checkpoint(self, phase: str) -> Path | None:
         return None if self.checkpoint_dir is None else self.checkpoint_dir / f"{phase}.safetensors"
 
@@ -73,7 +80,7 @@ class Estimator(SklearnInterface, ABC):
 
     Attributes:
         module_: the trained network, on its device, in eval mode; None before `fit` or `load`.
-        features_: names of the features it was trained on; None if not known (weights from elsewhere).
+        features_: names of the features it was trained on; None if not known (arrays, or weights from elsewhere).
         evals_result_: scores by epoch of the latest fit: {"train": [...], "valid": [...]}.
     """
 
@@ -91,9 +98,14 @@ class Estimator(SklearnInterface, ABC):
     _n_features = 0
 
     def _initialise(self, parameters: dict[str, Any]) -> None:
-        """Stores the constructor's arguments; called first by every subclass's `__init__`."""
+        """Stores the constructor's arguments; called first by every subclass's `__init__`.
+
+        Raises:
+            ValueError: a number out of its range, or something else in its place.
+        """
         for name in self._parameter_names():
             setattr(self, name, parameters[name])
+        check_parameters(type(self).__name__, self.get_params())
 
     @classmethod
     def _parameter_names(cls) -> list[str]:
@@ -245,7 +257,8 @@ class Estimator(SklearnInterface, ABC):
     def _rows_to_predict(self, dataset: Any, segment: str) -> Rows:
         self._module()
         owner = type(self).__name__
-        check_features(dataset.features, self.features_, self._n_features, owner=owner)
+        expected = self.features_ if is_named(dataset) else None
+        check_features(dataset.features, expected, self._n_features, owner=owner)
         return self._load(dataset, segment, label=False, fill="zero")
 
     def _load(self, dataset: Any, name: str, *, label: bool, fill: str, reweighter: Any = None) -> Rows:

@@ -33,9 +33,6 @@ CHOICES = {
     "variant": ("qlib", "paper"),
     "memory": ("auto", "low"),
 }
-AT_LEAST_ONE = (
-    "d_feat", "hidden_size", "d_model", "nhead", "num_layers", "dim_feedforward", "freq_dim", "batch_size", "early_stop", "days_per_step",
-)  # fmt: skip
 
 
 class NetworkEstimator(Estimator):
@@ -70,10 +67,6 @@ class NetworkEstimator(Estimator):
                 value = getattr(self, name)
                 if (str(value).lower() if name == "optimizer" else value) not in allowed:
                     raise ValueError(f"{type(self).__name__}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        for name in AT_LEAST_ONE:
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {value}")
 
     def _network(self, n_features: int) -> nn.Module:
         return self._network_class(self.d_feat_, **{name: getattr(self, name) for name in self._network_parameters})
@@ -129,8 +122,8 @@ class NetworkEstimator(Estimator):
                 context.evals_result[name] = [sign * record[name] for record in trainer.history]
             # Also after an error or an interrupt: the network then holds the best weights so far.
             if trainer.history:
-                self._keep(network, context.features, len(context.features))
-        self._keep(network, context.features, len(context.features))
+                self._keep(network, context.known_features, len(context.features))
+        self._keep(network, context.known_features, len(context.features))
 
     def _segment(self, context: FitContext, name: str) -> Rows:
         reweighter = context.reweighter if name == "train" else None

@@ -76,9 +76,6 @@ class DNNModelPytorch(AnyNetworkEstimator):
     ) -> None:
         self._initialise(locals())
         self._check(optimizer=("adam", "gd", "sgd"), loss=("mse", "binary"), missing=("error", "fill"), valid_key=("learn", "infer"))
-        for name in ("max_steps", "eval_steps", "early_stop_rounds", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DNNModelPytorch: {name} must be at least 1, got {getattr(self, name)}")
 
     def _fit(self, context: FitContext) -> None:
         network = self._network(len(context.features)) if self.init_model is None else copy.deepcopy(self.init_model)
@@ -151,8 +148,8 @@ class DNNModelPytorch(AnyNetworkEstimator):
                 context.evals_result["valid"] = [record["valid"] for record in trainer.history]
             # Also after an error or an interrupt: the network then holds the best weights so far.
             if trainer.history:
-                self._keep(network, context.features, len(context.features))
-        self._keep(network, context.features, len(context.features))
+                self._keep(network, context.known_features, len(context.features))
+        self._keep(network, context.known_features, len(context.features))
 
     def _scheduler(self) -> Callable[[torch.optim.Optimizer], Any] | None:
         if self.scheduler is None:

@@ -138,8 +138,8 @@ class GeneralPTNN(AnyNetworkEstimator):
                 context.evals_result[name] = [record[name] for record in trainer.history]
             # Also after an error or an interrupt: the network then holds the best weights so far.
             if trainer.history:
-                self._keep(network, context.features, len(context.features))
-        self._keep(network, context.features, len(context.features))
+                self._keep(network, context.known_features, len(context.features))
+        self._keep(network, context.known_features, len(context.features))
 
     def _loader(self, rows: Rows, device: torch.device, *, shuffle: bool, drop_last: bool) -> RowBatches:
         """Batches in the order in which Qlib's DataLoader visits them, drawing the numbers that it draws."""

@@ -118,11 +118,8 @@ class TabNetModel(Estimator):
             value = getattr(self, name)
             if (str(value).lower() if name == "optimizer" else value) not in allowed:
                 raise ValueError(f"TabNetModel: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        for name in ("out_dim", "batch_size", "vbs", "early_stop", "n_d", "n_a"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TabNetModel: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= ps <= 1:
-            raise ValueError(f"TabNetModel: ps must be a probability, got {ps}")
+        if variant == "paper" and n_steps < 2:
+            raise ValueError(f"TabNetModel: n_steps must be at least 2, of which the first gives no output, got {n_steps}")
 
     def _encoder(self, n_features: int) -> TabNet:
         sizes: dict[str, Any] = {"out_dim": self.out_dim, "vbs": self.vbs, "relax": self.relax}
@@ -250,8 +247,8 @@ class TabNetModel(Estimator):
                 context.evals_result[name] = [-record[name] for record in trainer.history]
             # Also after an error or an interrupt: the network then holds the best weights so far.
             if trainer.history:
-                self._keep(network, context.features, len(context.features))
-        self._keep(network, context.features, len(context.features))
+                self._keep(network, context.known_features, len(context.features))
+        self._keep(network, context.known_features, len(context.features))
 
     def load_qlib_checkpoint(self, path: str | os.PathLike[str]) -> TabNetModel:
         """Takes the weights of Qlib's fitted TabnetModel, from the state dict its `fit` saved with torch.save.
