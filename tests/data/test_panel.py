@@ -79,6 +79,15 @@ def test_robust_zscore_is_fit_on_the_training_segment_alone(frame):
         (lambda f: f.assign(f2="x"), {}, "f2"),
         (lambda f: f.assign(f2=f["f2"] * 1j), {}, "must be numeric, and not complex, got f2 .complex128"),
         (lambda f: f.reset_index(drop=True), {}, "MultiIndex of \\(datetime, instrument\\)"),
+        (lambda f: f.reset_index(), {}, "the index must be a MultiIndex .* set_index"),
+        (
+            lambda f: f.swaplevel().rename_axis(["symbol", "date"]),
+            {},
+            r"datetime must hold dates, .*: the index's levels must be named datetime and instrument, .* got \['symbol', 'date'\]; rename",
+        ),
+        (lambda f: f.to_numpy(), {}, "frame must be a DataFrame indexed by .*, got ndarray; PanelDataset.from_arrays takes arrays"),
+        (lambda f: f["f1"], {}, "must be a DataFrame .*, got Series"),
+        (lambda f: dict(f), {}, "must be a DataFrame .*, got dict"),
         (lambda f: f.iloc[:0], {}, "at least one row"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alphakernels.estimators import DNNModelPytorch, GeneralPTNN, GRUModel, SFMModel, TabNetModel, TransformerModel
+from alphakernels.training import Callback, Trainer
 
 GRU = {"d_feat": 3, "hidden_size": 4, "num_layers": 1, "n_epochs": 2, "batch_size": 32, "GPU": -1, "seed": 1, "progress": False}
 
@@ -123,3 +124,43 @@ def test_an_ic_that_is_undefined(panels):
     for undefined in (table.assign(label=1.0), table.xs("S03", level="instrument", drop_level=False)):
         with pytest.raises(ValueError, match=r"evaluated set 'train' is undefined, though it has finite labels.*at least two labelled stocks"):
             gru(metric="ic").fit(panels.rows(undefined))
+
+
+class Watching(Callback):
+    epochs = 0
+
+    def on_epoch_end(self, state):
+        self.epochs += 1
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (print, "must be a list of Callback objects, got a builtin_function_or_method; put it in a list"),
+        (Watching(), "must be a list of Callback objects, got a Watching; put it in a list"),
+        ([print], "must be objects of a subclass of .*, which has on_epoch_start, .* on_train_end; got a builtin_function_or_method"),
+        ([Watching], "must be objects .* got the class Watching"),
+    ],
+)
+def test_callbacks(panels, callbacks, message):
+    with pytest.raises(TypeError, match=f"GRUModel: callbacks {message}"):
+        gru().fit(panels.rows(), callbacks=callbacks)
+    with pytest.raises(TypeError, match=f"Trainer: callbacks {message}"):
+        Trainer(epochs=1, lr=0.1, callbacks=callbacks)
+    watching = Watching()
+    gru().fit(panels.rows(), callbacks=iter([watching]))
+    assert watching.epochs == 2
+
+
+def test_several_sets_to_choose_by(panels):
+    x, y = arrays(panels.frame())
+    with pytest.raises(ValueError, match=r"eval_set must be one \(X, y\) to choose the epoch by, got a list of 2; give one of them"):
+        gru().fit(x, y, eval_set=[(x, y), (x, y)])
+
+
+def test_windows_for_a_model_of_rows(panels):
+    model = TabNetModel(d_feat=None, GPU=-1, pretrain=False)
+    with pytest.raises(ValueError, match=r"TabNetModel takes rows, got an array of windows \[N, T, D\]: give it X \[N, D\]"):
+        model.fit(np.ones((8, 3, 2)), np.arange(8))
+    with pytest.raises(ValueError, match="TabNetModel takes rows, got a dataset of windows: give it the panel itself"):
+        model.fit(panels.series())

@@ -88,7 +88,8 @@ class PanelIndex:
                 f"the index must be a MultiIndex of (datetime, instrument), got {type(index).__name__} with levels "
                 f"{list(index.names)}; set_index([date column, instrument column]) makes one"
             )
-        if index.names[0] == "instrument" or index.names[1] == "datetime":
+        names = index.names
+        if names[0] == "instrument" or names[1] == "datetime":
             index = index.swaplevel()
         day, instrument = (np.asarray(codes, dtype=np.int64) for codes in index.codes)
         for name, codes in zip(NAMES, (day, instrument), strict=True):
@@ -97,7 +98,14 @@ class PanelIndex:
                     f"every row must have a {name}, got {int((codes < 0).sum())} rows without, the first is row "
                     f"{int(np.argmax(codes < 0))}"
                 )
-        days, day = _sorted_level(as_days(index.levels[0]), day)
+        try:
+            level = as_days(index.levels[0])
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: the index's levels must be named datetime and instrument, or stand in this order, got {list(names)}; rename "
+                "them by rename_axis, or change their order by swaplevel"
+            ) from None
+        days, day = _sorted_level(level, day)
         instruments, instrument = _sorted_level(index.levels[1], instrument)
         return _compact(days, instruments, day, instrument)
 

@@ -86,6 +86,7 @@ class PanelDataset:
         features: the columns to use, in this order; None means all but the label.
 
     Raises:
+        TypeError: no frame.
         ValueError: an index that is not (datetime, instrument), duplicate keys, no rows, missing or non-numeric
             columns, or a segment that is not a pair of dates; each names what is wrong.
     """
@@ -98,10 +99,15 @@ class PanelDataset:
         segments: Mapping[str, Any] | None = None,
         features: Sequence[str] | None = None,
     ) -> None:
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(
+                f"PanelDataset: frame must be a DataFrame indexed by (datetime, instrument), got {type(frame).__name__}; "
+                "PanelDataset.from_arrays takes arrays"
+            )
         if len(frame) == 0:
             raise ValueError("PanelDataset: the frame must have at least one row, got 0")
+        index = PanelIndex.from_pandas(frame.index)  # before the columns, among which a frame without index has its keys
         feature_columns, label_column = columns_of(frame, label, features)
-        index = PanelIndex.from_pandas(frame.index)
         order = index.sorting()
         self.x = read_float32(frame, [position for _, position in feature_columns], order)
         self.y = None if label_column is None else read_float32(frame, [label_column], order)[:, 0]

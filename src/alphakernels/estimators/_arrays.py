@@ -91,6 +91,8 @@ def _eval_set(owner: str, eval_set: Any) -> tuple[Any, Any, Any, Any]:
         return None, None, None, None
     if isinstance(eval_set, list) and len(eval_set) == 1:  # as LightGBM and pytorch-tabnet take it
         (eval_set,) = eval_set
+    elif isinstance(eval_set, list) and all(isinstance(pair, tuple) for pair in eval_set):
+        raise ValueError(f"{owner}: eval_set must be one (X, y) to choose the epoch by, got a list of {len(eval_set)}; give one of them")
     if not isinstance(eval_set, (tuple, list)) or len(eval_set) not in (2, 3, 4):
         raise ValueError(
             f"{owner}: eval_set must be (X, y), (X, y, dates) or (X, y, dates, instruments), got {type(eval_set).__name__}"

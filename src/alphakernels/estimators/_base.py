@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from alphakernels.data import Batch, RowBatches, Windows
+from alphakernels.data import Batch, GivenWindows, RowBatches, Windows
 from alphakernels.estimators._arrays import (
     ArrayDataset,
     SklearnInterface,
@@ -36,6 +36,7 @@ from alphakernels.estimators._device import own_random_streams, resolve_device
 from alphakernels.estimators._parameters import check_parameters
 from alphakernels.estimators._segments import Rows, check_features, load_rows, weigh
 from alphakernels.training import Callback, CheckpointError, load_module_state, load_tensors, save_tensors
+from alphakernels.training.loop import check_callbacks
 
 # Of a saved model's tensors, those which are not the network's.
 _EXTRA = "extra."
@@ -180,7 +181,7 @@ class Estimator(SklearnInterface, ABC):
                 next; the logger "alphakernels.training" tells whether, and why not.
 
         Raises:
-            TypeError: an `evals_result` that is no dict.
+            TypeError: an `evals_result` that is no dict, callbacks that are none.
             ValueError: features that do not fit the model; NaN or infinity in them (columns are named); a segment
                 that is empty or has no finite label; with a dataset, arguments that belong to arrays.
             NonFiniteLossError: the loss became NaN; the best weights so far are kept, and `predict` uses them.
@@ -210,7 +211,7 @@ class Estimator(SklearnInterface, ABC):
             evals_result=self.evals_result_,
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             resume=resume,
-            callbacks=tuple(callbacks),
+            callbacks=check_callbacks(owner, callbacks),
             reweighter=reweighter,
             capture=capture,
         )
@@ -265,7 +266,8 @@ class Estimator(SklearnInterface, ABC):
         """A checked segment, with weights if there is a reweighter."""
         rows = load_rows(dataset, name, label=label, missing=self.missing, fill=fill)
         if isinstance(rows.x, Windows) and not self._takes_windows:
-            raise ValueError(f"{type(self).__name__} takes rows, got a dataset of windows: give it the panel itself")
+            got = "an array of windows [N, T, D]: give it X [N, D]" if isinstance(rows.x, GivenWindows) else "a dataset of windows: give it the panel itself"
+            raise ValueError(f"{type(self).__name__} takes rows, got {got}")
         return weigh(rows, dataset.segment(name), reweighter)
 
     def _fingerprint(self, context: FitContext, **segments: Rows) -> dict[str, Any] | None:

@@ -111,6 +111,7 @@ class Trainer:
             if value < least:
                 raise ValueError(f"Trainer: {what} must be at least {least}, got {value}")
         check_optimizer(optimizer)
+        callbacks = check_callbacks("Trainer", callbacks)
         EarlyStopping(patience, mode)  # raises on bad arguments now and not after the first epoch
         self.epochs = epochs
         self.optimizer = optimizer
@@ -123,7 +124,7 @@ class Trainer:
         self.patience = patience
         self.cumulative = cumulative
         self.scheduler = scheduler
-        self.callbacks = tuple(callbacks)
+        self.callbacks = callbacks
         self.progress = progress
         self.checkpoint = checkpoint
         self.checkpoint_every = checkpoint_every
@@ -391,6 +392,29 @@ class Trainer:
         logger.info("%s: epoch %d of %d: %s", self.name, state.epoch + 1, self.epochs, shown)
         if saved.stopped_early:
             logger.info("%s: stopped early; the best epoch was %s", self.name, saved.stopper.best_epoch)
+
+
+def check_callbacks(owner: str, callbacks: Any) -> tuple[Callback, ...]:
+    """The callbacks, or anything with their methods.
+
+    Raises:
+        TypeError: no list, or something else in it.
+    """
+    if isinstance(callbacks, str) or not isinstance(callbacks, Iterable):
+        raise TypeError(f"{owner}: callbacks must be a list of Callback objects, got {_kind(callbacks)}; put it in a list")
+    callbacks = tuple(callbacks)
+    methods = [name for name in vars(Callback) if name.startswith("on_")]
+    for callback in callbacks:
+        if isinstance(callback, type) or not all(callable(getattr(callback, name, None)) for name in methods):
+            raise TypeError(
+                f"{owner}: callbacks must be objects of a subclass of alphakernels.training.Callback, which has {', '.join(methods)}; "
+                f"got {_kind(callback)}"
+            )
+    return callbacks
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _weight(batch: BatchLike, like: Tensor) -> Tensor:
