@@ -202,7 +202,7 @@ def test_what_is_refused(model, panels):
     with pytest.raises(ValueError, match="memory must be one of 'auto', 'low', got 'high'"):
         model(memory="high")
     for name in ("d_model", "nhead", "num_layers", "dim_feedforward", "batch_size", "early_stop"):
-        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1.*, got 0"):
             model(**{name: 0})
     with pytest.raises(ValueError, match="d_feat must be the dataset's number of features, 3, got 20"):
         model(**{**SMALL, "d_feat": 20}).fit(panels.series())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
-from alphakernels.estimators import DNNModelPytorch, GeneralPTNN, GRUModel, SFMModel, TabNetModel, TransformerModel
-from alphakernels.training import Callback, Trainer
+from alphakernels.estimators import DNNModelPytorch, GeneralPTNN, GRUModel, SFMModel, TabNetModel, TransformerModel, _device
+from alphakernels.estimators._device import own_random_streams
+from alphakernels.training import Callback, CheckpointError, Trainer
 
 GRU = {"d_feat": 3, "hidden_size": 4, "num_layers": 1, "n_epochs": 2, "batch_size": 32, "GPU": -1, "seed": 1, "progress": False}
 
@@ -164,3 +169,45 @@ def test_windows_for_a_model_of_rows(panels):
         model.fit(np.ones((8, 3, 2)), np.arange(8))
     with pytest.raises(ValueError, match="TabNetModel takes rows, got a dataset of windows: give it the panel itself"):
         model.fit(panels.series())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch_is_named(tmp_path, zipped):
+    torch.save({"rnn.weight": torch.ones(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"got one of torch.save; .* use GRUModel\(\.\.\.\)\.load_qlib_checkpoint\(path"):
+        GRUModel.load(tmp_path / "x.pt")
+
+
+def test_fits_of_several_threads_are_those_of_one(panels):
+    dataset = panels.rows()
+    seeds = [1, 2, 3, 4]
+
+    def scores(seed):
+        return gru(seed=seed, num_layers=2, dropout=0.5).fit(dataset).predict(dataset).to_numpy()
+
+    expected = [scores(seed) for seed in seeds]
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        found = list(pool.map(scores, seeds))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_fit_within_a_fit(panels):
+    dataset = panels.rows()
+
+    class Nested(Callback):
+        def on_epoch_end(self, state):
+            gru(seed=9, n_epochs=1).fit(dataset)
+
+    nested = gru(dropout=0.5, num_layers=2).fit(dataset, callbacks=[Nested()])
+    assert nested.predict(dataset).equals(gru(dropout=0.5, num_layers=2).fit(dataset).predict(dataset))
+    assert pickle.loads(pickle.dumps(nested)).predict(dataset).equals(nested.predict(dataset))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forked processes here")
+def test_a_forked_process_waits_for_no_thread():
+    with own_random_streams(0, torch.device("cpu")):
+        held = [_device._LOCK]
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if _device._LOCK is not held[0] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

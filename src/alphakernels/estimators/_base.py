@@ -34,6 +34,7 @@ from alphakernels.estimators._arrays import (
 )
 from alphakernels.estimators._device import own_random_streams, resolve_device
 from alphakernels.estimators._parameters import check_parameters
+from alphakernels.estimators._qlib_checkpoint import is_torch_file
 from alphakernels.estimators._segments import Rows, check_features, load_rows, weigh
 from alphakernels.training import Callback, CheckpointError, load_module_state, load_tensors, save_tensors
 from alphakernels.training.loop import check_callbacks
@@ -158,7 +159,9 @@ class Estimator(SklearnInterface, ABC):
     ) -> Estimator:
         """Trains on the dataset's "train" segment, choosing the epoch by its "valid" segment.
 
-        The global random states of torch and NumPy are left as they were. Fitting again starts anew.
+        The global random states of torch and NumPy are left as they were. Fitting again starts anew. torch's belongs to the whole
+        process: threads that fit take turns, and to fit at once takes processes. A thread that draws from it, or loads a model,
+        while another fits changes that fit.
 
         Args:
             dataset: a `PanelDataset`, or anything with its `features`, `segments` and `segment(name)`; or features X [N, D]
@@ -266,7 +269,8 @@ class Estimator(SklearnInterface, ABC):
         """A checked segment, with weights if there is a reweighter."""
         rows = load_rows(dataset, name, label=label, missing=self.missing, fill=fill)
         if isinstance(rows.x, Windows) and not self._takes_windows:
-            got = "an array of windows [N, T, D]: give it X [N, D]" if isinstance(rows.x, GivenWindows) else "a dataset of windows: give it the panel itself"
+            array = isinstance(rows.x, GivenWindows)
+            got = "an array of windows [N, T, D]: give it X [N, D]" if array else "a dataset of windows: give it the panel itself"
             raise ValueError(f"{type(self).__name__} takes rows, got {got}")
         return weigh(rows, dataset.segment(name), reweighter)
 
@@ -342,7 +346,15 @@ class Estimator(SklearnInterface, ABC):
             CheckpointError: truncated, corrupt, or of another class, size or version.
         """
         source = f"checkpoint {os.fspath(path)}"
-        tensors, metadata = load_tensors(path)
+        try:
+            tensors, metadata = load_tensors(path)
+        except CheckpointError:
+            if not is_torch_file(path):
+                raise
+            raise CheckpointError(
+                f"{source}: expected a file that save wrote, got one of torch.save; if it is the state dict of Qlib's model, use "
+                f"{cls.__name__}(...).load_qlib_checkpoint(path, ...) with its hyper-parameters"
+            ) from None
         if metadata.get("kind") != "model" or metadata.get("class") != cls.__name__:
             raise CheckpointError(
                 f"{source}: expected a saved {cls.__name__}, got a {metadata.get('kind')} of class "

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+_LOCK = threading.RLock()
+
+
+def _new_lock() -> None:
+    """In a process that was forked while another thread was in the block, nobody would ever release the lock."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def resolve_device(device: int | str | torch.device) -> torch.device:
@@ -43,7 +56,11 @@ def resolve_device(device: int | str | torch.device) -> torch.device:
 
 @contextmanager
 def own_random_streams(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seeds torch for the block, from the system's entropy if None; afterwards the global streams are where they were before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """Seeds torch for the block, from the system's entropy if None; afterwards the global streams are where they were before.
+
+    torch's streams belong to the process, so that of several threads one at a time is in the block; a block within a block, as of a
+    fit in a callback, is fine.
+    """
+    with _LOCK, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(os.urandom(7), "little") if seed is None else seed)
         yield

@@ -9,6 +9,15 @@ from torch import Tensor
 
 from alphakernels.training import CheckpointError
 
+# How a file of torch.save begins: a zip archive, or, of old versions of torch, the pickle of a number that marks it.
+_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+
+
+def is_torch_file(path: str | os.PathLike[str]) -> bool:
+    """Whether torch.save wrote the file, by its first bytes."""
+    with open(path, "rb") as file:
+        return file.read(4).startswith(_BEGINNINGS)
+
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a state dict, on the CPU.
