@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from alphakernels.cli import app
+from alphakernels.cli import CONFIG, app
 from alphakernels.cli.demo import DEMOS
+from alphakernels.cli.train import read_config
 from alphakernels.data import simulate_market
 from alphakernels.estimators import ALSTMModel, GRUModel, LocalformerModel, TabNetModel
 from alphakernels.ops._library import OPS
@@ -27,6 +30,8 @@ def test_doctor_says_what_runs_where():
         if not name.endswith("_backward"):
             assert name in result.output
     assert "torch" in result.output and "processor" in result.output
+    # Each op is asked with a dtype that its kernel takes.
+    assert "got float32" not in result.output
 
 
 def test_demo_writes_what_it_says(tmp_path):
@@ -72,6 +77,15 @@ def config(tmp_path, text: str):
 SMALL = "data: {lags: 3}\nmodel: {n_epochs: 1, pretrain: false, batch_size: 256, vbs: 64, out_dim: 8}\n"
 
 
+def test_the_configuration_that_help_and_readme_show(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"```yaml\n{CONFIG}```" in readme
+    shown = [line.strip() for line in runner.invoke(app, ["train", "--help"], env={"COLUMNS": "80"}).output.splitlines()]
+    assert [line for line in shown if line in map(str.strip, CONFIG.splitlines())] == [line.strip() for line in CONFIG.splitlines()]
+    data, model = read_config(Path(config(tmp_path, CONFIG)), inspect.signature(GRUModel).parameters)
+    assert data["label"] == "my_label" and data["features"] == ["a", "b"] and model == {"n_epochs": 10, "batch_size": 2048}
+
+
 def test_train_on_a_table(tmp_path, table):
     out = tmp_path / "run"
     arguments = ["train", "--data", str(table), "--config", config(tmp_path, SMALL), "--out", str(out), "--quiet"]
@@ -97,15 +111,18 @@ def test_train_a_sequence_model(tmp_path, table, data):
         (["--data", "{table}", "--model", "gbdt"], "--model must be one of alstm, "),
         (["--data", "{table}", "--config", "{config:model: {n_epoch: 1}}"], "unknown key 'n_epoch'; did you mean 'n_epochs'?"),
         (["--data", "{table}", "--config", "{config:data: {segments: {train: [1980, 1981]}}}"], "segment 'train'"),
+        (["--data", "{labels}"], "the table has my_label; name its label's column by label=, on the command line by --config"),
         (["--data", "{table}", "--config", "{config:[1, 2}"], "cannot be read as YAML"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, table, arguments, message):
+    labels = tmp_path / "labels.csv"
+    pd.read_csv(table)[["datetime", "instrument", "close"]].rename(columns={"close": "my_label"}).to_csv(labels, index=False)
     filled = []
     for argument in arguments:
         if argument.startswith("{config:"):
             argument = config(tmp_path, argument[len("{config:") : -1])
-        filled.append(argument.replace("{table}", str(table)))
+        filled.append(argument.replace("{table}", str(table)).replace("{labels}", str(labels)))
     command = [sys.executable, "-m", "alphakernels", "train", *filled, "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2

@@ -127,7 +127,7 @@ def test_names_made_up_for_an_array_are_not_compared(panels, tmp_path):
 def test_an_ic_that_is_undefined(panels):
     table = panels.frame()
     for undefined in (table.assign(label=1.0), table.xs("S03", level="instrument", drop_level=False)):
-        with pytest.raises(ValueError, match=r"evaluated set 'train' is undefined, though it has finite labels.*at least two labelled stocks"):
+        with pytest.raises(ValueError, match=r".train. is undefined, though it has finite labels.*at least two labelled stocks"):
             gru(metric="ic").fit(panels.rows(undefined))
 
 

@@ -8,6 +8,21 @@ from typing import Annotated
 
 import typer
 
+# What `train --config` takes; the README shows it too.
+CONFIG = """\
+data:
+  label: my_label            # a column; left out: the forward return of close
+  features: ["a", "b"]       # left out: all others, or the prices' windows
+  step_len: 20               # windows of so many days; not for tabnet
+  segments:                  # left out: 70 %, 15 % and 15 % of the days
+    train: ["2010", "2016"]
+    valid: ["2017", "2018"]
+    test: ["2019", null]
+model:                       # the estimator's arguments
+  n_epochs: 10
+  batch_size: 2048
+"""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compiled kernels for the deep models of quantitative research.")
 
 Model = Annotated[str, typer.Option(help="Which model: tabnet, alstm, lstm, gru, ...; a wrong name lists them all.")]
@@ -51,17 +66,20 @@ def demo(
     )
 
 
-@app.command()
+@app.command(
+    help="Trains a model on a table of your own; writes predictions, model and report.\n\n"
+    "The label is the forward return of close, unless --config names another. It takes a workflow of Qlib, or, for example:\n\n"
+    "\b\n" + CONFIG
+)
 def train(
     data: Annotated[Path, typer.Option(help="CSV or Parquet, long (date, instrument, columns) or wide (date, one column each).")],
     model: Model = "tabnet",
-    config: Annotated[Path | None, typer.Option(help="YAML with `data:` and `model:`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with `data:` and `model:`, see above, or a workflow of Qlib.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("alphakernels-run"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Trains a model on a table of your own; writes predictions, model and report."""
     from .train import run
 
     run(data, model, config, out, resume=resume, threads=threads, quiet=quiet)

@@ -22,12 +22,13 @@ def _version(package: str) -> str:
 
 
 def _rows(device: str) -> list[tuple[str, str, str, str]]:
-    """(op, device, kernel, detail or reason) of every op on float32 tensors."""
+    """(op, device, kernel, detail or reason) of every op on float32 tensors, or on what its kernel takes where that is not among it."""
     rows = []
     for name, op in sorted(_library.OPS.items()):
         if name.endswith("_backward"):
             continue
-        choice = _backend._choose(op, device, torch.float32, "auto")
+        dtype = torch.float32 if torch.float32 in op.cpp_dtypes else next(iter(op.cpp_dtypes))
+        choice = _backend._choose(op, device, dtype, "auto")
         because = choice.detail
         if choice.kernel == "reference":
             because = "; ".join(f"{kernel}: {reason}" for kernel, reason in choice.reasons.items())

@@ -1,16 +1,4 @@
-"""Training on a user's own table, from a YAML file.
-
-    data:
-      label: my_label            # or none: the forward return of close
-      lags: 20
-      step_len: 20               # or none: samples are windows of so many days, for all models but tabnet
-      segments: {train: ["2010", "2016"], valid: ["2017", "2018"], test: ["2019", null]}   # or shares: {train: 0.7, ...}
-    model:
-      n_epochs: 10
-      batch_size: 2048
-
-or from a Qlib workflow: see `_qlib_config`.
-"""
+"""Training on a user's own table, from a YAML file, `alphakernels.cli.CONFIG`, or from a Qlib workflow: see `_qlib_config`."""
 
 from __future__ import annotations
 

@@ -257,7 +257,10 @@ def panel_from_table(
         if column not in known:
             raise ValueError(f"the table has no column {column!r}; it has {shown(known)}")
     if label is None and not wide and "close" not in table.columns:
-        raise ValueError(f"without label= the label is the return of the column 'close'; the table has {shown(table.columns)}")
+        raise ValueError(
+            f"without label= the label is the return of the column 'close'; the table has {shown(table.columns)}; name its label's column "
+            "by label=, on the command line by --config with data: {label: COLUMN}"
+        )
     closes = {"close": table} if wide else table
     if alpha158:
         if wide:

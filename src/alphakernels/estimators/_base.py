@@ -83,7 +83,9 @@ class Estimator(SklearnInterface, ABC):
     Attributes:
         module_: the trained network, on its device, in eval mode; None before `fit` or `load`.
         features_: names of the features it was trained on; None if not known (arrays, or weights from elsewhere).
-        evals_result_: scores by epoch of the latest fit: {"train": [...], "valid": [...]}.
+        evals_result_: scores by epoch of the latest fit: {"train": [...], "valid": [...]}. Their sign is that of Qlib's models: the
+            negative loss, or with metric "ic" the correlation, so that more is better; but the loss itself, of which less is
+            better, in GeneralPTNN and DNNModelPytorch.
     """
 
     # Of a subclass: constructor arguments which say how to run and not what to compute.
