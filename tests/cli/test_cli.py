@@ -86,6 +86,12 @@ def test_the_configuration_that_help_and_readme_show(tmp_path):
     assert data["label"] == "my_label" and data["features"] == ["a", "b"] and model == {"n_epochs": 10, "batch_size": 2048}
 
 
+def test_numbers_with_an_exponent_are_numbers(tmp_path):
+    path = Path(config(tmp_path, 'model: {lr: 1e-3, reg: 2E+1, dropout: 1.5e-1, optimizer: "1e-3", metric: 1e-3x, n_epochs: 10}'))
+    _, model = read_config(path, inspect.signature(LocalformerModel).parameters)
+    assert model == {"lr": 0.001, "reg": 20.0, "dropout": 0.15, "optimizer": "1e-3", "metric": "1e-3x", "n_epochs": 10}
+
+
 def test_train_on_a_table(tmp_path, table):
     out = tmp_path / "run"
     arguments = ["train", "--data", str(table), "--config", config(tmp_path, SMALL), "--out", str(out), "--quiet"]

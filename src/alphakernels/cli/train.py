@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ from ._qlib_config import is_qlib, plan
 from ._run import Record, finish, model_class
 
 
+class _Yaml(yaml.SafeLoader):
+    """PyYAML takes 1e-3 for text; in YAML 1.2, which Qlib reads its workflows by, it is a number."""
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def _known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for key in given:
@@ -30,7 +38,7 @@ def _read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: no such file")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.load(path.read_text(encoding="utf-8"), _Yaml) or {}  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
 
