@@ -92,6 +92,7 @@ inline void times_chunk(const Ffn<T>& ffn, int64_t first, int64_t last, int64_t 
 template <class T>
 inline void ffn_forward(const Ffn<T>& ffn, int64_t token, int64_t rows, const T* a, T* out, T* hidden) {
   const int64_t padded = padded_rows(rows), size = padded * kPanel<T>, stride = round_up(ffn.width, kPanel<T>);
+  if (ffn.hidden == 0) std::fill(out, out + padded * stride, T{0});  // else the first chunk writes it
   for (int64_t first = 0; first < ffn.panels(); first += kHiddenPanels) {
     const int64_t last = std::min(first + kHiddenPanels, ffn.panels());
     for (int64_t p = first; p < last; ++p) hidden_panel(ffn, p, token, rows, a, hidden + (p - first) * size);
@@ -113,6 +114,7 @@ inline void ffn_backward(const Ffn<T>& ffn, int64_t token, int64_t rows, const T
   const int64_t d = ffn.width, padded = padded_rows(rows), size = padded * kPanel<T>, stride = round_up(d, kPanel<T>);
   const T scale = static_cast<T>(ffn.drop.p > 0 && ffn.drop.p < 1 ? 1 / (1 - ffn.drop.p) : 1);
   T* dhidden = hidden + kHiddenPanels * size;
+  if (ffn.hidden == 0) std::fill(da, da + padded * stride, T{0});
   for (int64_t first = 0; first < ffn.panels(); first += kHiddenPanels) {
     const int64_t last = std::min(first + kHiddenPanels, ffn.panels());
     for (int64_t p = first; p < last; ++p) {

@@ -425,3 +425,24 @@ def test_reference_is_torchs_layer():
     layer.load_state_dict({theirs: inputs[ours] for theirs, ours in zip(names, reference.NAMES, strict=False)})
     with ak.use_backend("reference"):
         assert_close("y", ops.local_encoder_layer(**inputs, heads=heads), layer(inputs["x"]))
+
+
+def test_no_hidden_columns():
+    """The FFN is its second bias then; memory that a call before has used shows what is not written."""
+    torch.manual_seed(0)
+    d, x = 16, torch.randn(9, 5, 16, dtype=torch.float64)
+
+    def run(hidden, backend):
+        shapes = [(3 * d, d), (3 * d,), (d, d), (d,), (hidden, d), (hidden,), (d, hidden), *[(d,)] * 5]
+        generator = torch.Generator().manual_seed(1)
+        given = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+        inputs = [x.clone().requires_grad_(), *given]
+        with ak.use_backend(backend):
+            out = ops.local_encoder_layer(*inputs, heads=2)[0]
+            return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    expected = run(0, "reference")
+    for _ in range(3):
+        run(40, "cpp")
+        for ours, theirs in zip(run(0, "cpp"), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
