@@ -56,6 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> complete_graph_attention_backward(const Tenso
   const Days days(op, offsets, rows);
   const Tensor grad = dense(grad_in), s = dense(s_in), t = dense(t_in), h = dense(h_in), forward = dense(out_in);
   const Tensor slope = dense(slope_in), scale = dense(scale_in), order = dense(order_in);
+  for (int64_t half : {0, 1}) days.check_entries(op, "order", data<int32_t>(order) + half * rows, false);
   const Tensor ds = empty(h, {rows}), dt = empty(h, {rows}), dh = empty(h, {rows, hidden});
   for_dtype(h, [&](auto type) {
     using T = decltype(type);

@@ -79,6 +79,7 @@ Tensor hidden_concepts_backward(const Tensor& grad_in, const Tensor& x_in, const
                   ": choice must be int32 [stocks]");
   const Days days(op, offsets, x_in.size(0));
   const Tensor grad = dense(grad_in), x = dense(x_in), value = dense(value_in), choice = dense(choice_in);
+  days.check_entries(op, "choice", data<int32_t>(choice), true);
   const Tensor dx = torch::stable::empty_like(x);
   for_dtype(x, [&](auto type) {
     using T = decltype(type);

@@ -18,6 +18,15 @@ class Days {
   }
   const int64_t* begin() const { return offsets_.has_value() ? data<int64_t>(*offsets_) : whole_; }
   int64_t count() const { return offsets_.has_value() ? offsets_->numel() - 1 : 1; }
+  // That each row's entry is a row of the same day, or -1 where none is allowed: a kernel goes where it points.
+  void check_entries(const char* op, const char* what, const int32_t* entries, bool or_none) const {
+    const int64_t* p = begin();
+    for (int64_t d = 0; d < count(); ++d) {
+      bool within = true;
+      for (int64_t i = p[d]; i < p[d + 1]; ++i) within &= (entries[i] >= p[d] && entries[i] < p[d + 1]) || (or_none && entries[i] == -1);
+      STD_TORCH_CHECK(within, op, ": ", what, " must hold rows of the same day", or_none ? ", or -1" : "");
+    }
+  }
 
  private:
   int64_t whole_[2];

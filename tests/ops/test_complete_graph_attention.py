@@ -216,3 +216,15 @@ def test_half_precision_on_the_cpu():
     out = ops.complete_graph_attention(s, t, h)
     assert out.dtype == torch.bfloat16
     assert_close("out", out, direct()(s.double(), t.double(), h.double()), tolerance=Tolerance(8e-3, 4e-3))
+
+
+def test_backward_refuses_an_order_that_leaves_the_day():
+    s, t, h, days = torch.randn(9), torch.randn(9), torch.randn(9, 4), torch.tensor([0, 4, 9])
+    kernels = torch.ops.alphakernels
+    out, slope, scale, order = kernels.complete_graph_attention(s, t, h, days, 0.01, True)
+    kernels.complete_graph_attention_backward(h, s, t, h, days, 0.01, out, slope, scale, order)
+    for half, place, row in ((0, 3, 4), (1, 8, 9), (1, 8, 3), (0, 0, -1)):
+        bad = order.clone()
+        bad[half, place] = row
+        with pytest.raises(RuntimeError, match="order must hold rows of the same day"):
+            kernels.complete_graph_attention_backward(h, s, t, h, days, 0.01, out, slope, scale, bad)

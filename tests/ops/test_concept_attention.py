@@ -113,3 +113,15 @@ def test_no_stock():
         out = ops.concept_attention(x, concepts, offsets, offsets)
         assert out.shape == (0, 4)
         assert torch.autograd.grad(out.sum(), x)[0].shape == (0, 4)
+
+
+def test_backward_of_hidden_concepts_refuses_a_choice_that_leaves_the_day():
+    x, days = torch.randn(9, 4), torch.tensor([0, 4, 9])
+    kernels = torch.ops.alphakernels
+    _, value, choice = kernels.hidden_concepts(x, days)
+    kernels.hidden_concepts_backward(x, x, days, value, choice)
+    for place, row in ((3, 4), (8, 9), (8, 3), (0, -2)):
+        bad = choice.clone()
+        bad[place] = row
+        with pytest.raises(RuntimeError, match="choice must hold rows of the same day, or -1"):
+            kernels.hidden_concepts_backward(x, x, days, value, bad)
