@@ -181,9 +181,9 @@ template <class T>
 inline uint32_t nonzero_lanes(Vec<T> v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4)
-    return _mm512_cmp_ps_mask((__m512)v, __m512{}, _CMP_NEQ_UQ);
+    return _cvtmask16_u32(_mm512_cmp_ps_mask((__m512)v, __m512{}, _CMP_NEQ_UQ));
   else
-    return _mm512_cmp_pd_mask((__m512d)v, __m512d{}, _CMP_NEQ_UQ);
+    return _cvtmask8_u32(_mm512_cmp_pd_mask((__m512d)v, __m512d{}, _CMP_NEQ_UQ));
 #else
   uint32_t bits = 0;
   for (int l = 0; l < kLanes<T>; ++l) bits |= static_cast<uint32_t>(v[l] != 0) << l;
