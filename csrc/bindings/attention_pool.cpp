@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> attention_pool(const Tensor& h, const Tensor& weight,
                                           const OptionalTensor& seed, double dropout) {
   const Arguments given("attention_pool", h, weight, bias, score, seed, dropout);
   const Tensor result = empty(h, {h.size(0), 2 * h.size(2)}), weights = empty(h, {h.size(0), h.size(1)});
-  if (h.numel() > 0)
+  if (h.size(0) > 0)  // no features are scores of the bias alone
     for_dtype(h, [&](auto t) {
       using T = decltype(t);
       AK_DISPATCH(attention_pool<T>(given.of<T>(), out<T>(result), out<T>(weights)));
@@ -59,9 +59,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_pool_backward(const Tensor&
   check_columns(op, "grad_weights", grad_weights, h, h.size(0) * h.size(1));
   const int64_t attention = score.numel();
   const Tensor dh = empty(h, {h.size(0), h.size(1), h.size(2)});
-  Tensor dweight = empty(h, {attention, h.size(2)}), dbias = empty(h, {attention}), dscore = empty(h, {attention});
-  if (h.numel() == 0)
-    for (Tensor* t : {&dweight, &dbias, &dscore}) torch::stable::zero_(*t);
+  const Tensor dweight = empty(h, {attention, h.size(2)}), dbias = empty(h, {attention}), dscore = empty(h, {attention});
+  if (h.size(0) == 0)
+    zero({dweight, dbias, dscore});
   else
     for_dtype(h, [&](auto t) {
       using T = decltype(t);

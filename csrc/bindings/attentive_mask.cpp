@@ -16,7 +16,9 @@ std::tuple<Tensor, Tensor, Tensor> attentive_mask(const Tensor& logits_in, const
   const int64_t rows = logits.size(0), n = logits.size(1);
   const Tensor mask = torch::stable::empty_like(logits), entropy = empty(logits, {rows}),
                new_prior = empty(logits, {update_prior ? rows : 0, n});
-  if (logits.numel() > 0)
+  if (logits.numel() == 0)
+    zero({entropy});
+  else
     for_dtype(logits, [&](auto t) {
       using T = decltype(t);
       AK_DISPATCH(attentive_mask<T>(data<T>(logits), data<T>(prior), out<T>(mask), out<T>(entropy), out<T>(new_prior), rows,

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> ghost_batch_norm_backward(const Tensor& grad_
   const char* op = "ghost_batch_norm_backward";
   check_float(op, "x", x_in);
   const int64_t n = x_in.size(1);
-  const Chunks chunks = chunks_of(x_in.size(0), virtual_batch_size, training);
+  const Chunks chunks = chunks_of(op, x_in.size(0), virtual_batch_size, training);
   check_columns(op, "grad", grad_in, x_in, x_in.numel());
   check_columns(op, "weight", weight_in, x_in, n);
   check_columns(op, "mean", mean_in, x_in, chunks.count * n);

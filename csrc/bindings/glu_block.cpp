@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> glu_block_backward(const Tensor& grad
   check_float(op, "u", u_in);
   const int64_t rows = u_in.size(0), n = u_in.size(1), h = n / 2;
   const bool norm = mean_in.numel() > 0;
-  const Chunks chunks = chunks_of(rows, virtual_batch_size, training);
+  const Chunks chunks = chunks_of(op, rows, virtual_batch_size, training);
   check_columns(op, "grad", grad_in, u_in, rows * h);
   check_columns(op, "weight", weight_in, u_in, n);
   check_columns(op, "bias", bias_in, u_in, n);

@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> glu_layer_backward(
   const char* op = "glu_layer_backward";
   check_layer(op, x_in, fc_in, mask_in, residual);
   const int64_t rows = x_in.size(0), depth = x_in.size(1), n = fc_in.size(0);
-  const Chunks chunks = chunks_of(rows, virtual_batch_size, training);
+  const Chunks chunks = chunks_of(op, rows, virtual_batch_size, training);
   check_columns(op, "grad", grad_in, x_in, rows * n / 2);
   check_columns(op, "u (kept by glu_layer with save)", u_in, x_in, rows * n);
   check_columns(op, "weight", weight_in, x_in, n);
@@ -65,7 +65,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> glu_layer_backward(
     using T = decltype(t);
     const GluLayer<T> layer = {data<T>(x), data<T>(fc), data<T>(mask), depth, n / 2, chunks, training, residual,
                                static_cast<T>(scale)};
-    if (n > 0)
+    if (n == 0)
+      zero({dx, dmask});
+    else
       AK_DISPATCH(glu_layer_backward<T>(layer, data<T>(grad), data<T>(u), data<T>(weight), data<T>(bias), data<T>(mean),
                                         data<T>(rstd),
                                         {out<T>(dx), out<T>(dfc), out<T>(dmask), out<T>(dweight), out<T>(dbias)}));

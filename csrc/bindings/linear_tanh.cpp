@@ -45,10 +45,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_tanh_backward(const Tensor& grad_in, c
   check_columns(op, "grad", grad_in, x, values);
   check_columns(op, "y", y_in, x, values);
   const Tensor grad = dense(grad_in), y = dense(y_in);
-  Tensor dx = x_needs_grad ? empty(x, {x.size(0), x.size(1), x.size(2)}) : empty(x, {0});
-  Tensor dweight = empty(x, {outputs, x.size(2)}), dbias = empty(x, {outputs});
+  const Tensor dx = x_needs_grad ? empty(x, {x.size(0), x.size(1), x.size(2)}) : empty(x, {0});
+  const Tensor dweight = empty(x, {outputs, x.size(2)}), dbias = empty(x, {outputs});
   if (values == 0)
-    for (Tensor* t : {&dx, &dweight, &dbias}) torch::stable::zero_(*t);
+    zero({dx, dweight, dbias});
   else
     for_dtype(x, [&](auto t) {
       using T = decltype(t);

@@ -6,7 +6,8 @@
 
 namespace ak::bind {
 
-inline Chunks chunks_of(int64_t rows, int64_t virtual_batch_size, bool training) {
+inline Chunks chunks_of(const char* op, int64_t rows, int64_t virtual_batch_size, bool training) {
+  STD_TORCH_CHECK(virtual_batch_size >= 1, op, ": virtual_batch_size must be at least 1, got ", virtual_batch_size);
   return training ? Chunks::of(rows, virtual_batch_size) : Chunks{rows, rows, 1};
 }
 
@@ -21,7 +22,7 @@ struct Norm {
        int64_t virtual_batch_size, bool training, bool norm, double momentum_in, double eps_in)
       : weight(dense(weight_in)), bias(dense(bias_in)), running_mean(dense(running_mean_in)),
         running_var(dense(running_var_in)), linear_bias(dense(linear_bias_in)), momentum(momentum_in), eps(eps_in),
-        chunks(chunks_of(x.size(0), virtual_batch_size, training)), mean(empty(x, {norm ? chunks.count : 0, n})),
+        chunks(chunks_of(op, x.size(0), virtual_batch_size, training)), mean(empty(x, {norm ? chunks.count : 0, n})),
         rstd(empty(x, {norm ? chunks.count : 0, n})),
         new_running_mean(empty(x, {training && running_mean_in.has_value() ? n : 0})),
         new_running_var(empty(x, {training && running_mean_in.has_value() ? n : 0})) {
@@ -32,7 +33,6 @@ struct Norm {
     check_columns(op, "linear_bias", linear_bias, x, n);
     STD_TORCH_CHECK(running_mean.has_value() == running_var.has_value(), op,
                     ": running_mean and running_var must be given together");
-    STD_TORCH_CHECK(virtual_batch_size >= 1, op, ": virtual_batch_size must be at least 1, got ", virtual_batch_size);
     STD_TORCH_CHECK(!training || (x.size(0) > 1 && chunks.size > 1), op,
                     ": training needs more than one row in every virtual batch, got ", x.size(0),
                     " rows and virtual_batch_size ", virtual_batch_size);

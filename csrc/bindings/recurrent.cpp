@@ -66,6 +66,13 @@ struct Recurrent {
   RecurrentArguments<T> arguments(const std::vector<RecurrentLayer<T>>& layers) const {
     return {sizes, layers.data(), view<const T>(x, batch_first), data<T>(h0), data<T>(c0), seed, dropout};
   }
+  // What is read by `view`: as many elements in another shape would be read beyond their end.
+  void check_sequence(const char* op, const char* what, const OptionalTensor& t) const {
+    if (!t.has_value() || t->numel() == 0) return;
+    check_same(op, what, *t, x);
+    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == x.size(0) && t->size(1) == x.size(1) && t->size(2) == sizes.hidden, op, ": ", what,
+                    " must be of shape [", x.size(0), ", ", x.size(1), ", ", sizes.hidden, "]");
+  }
   bool anything() const { return sizes.batch > 0 && sizes.hidden > 0; }
 };
 
@@ -104,7 +111,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_backward(
   const int64_t sequence = batch * steps * hidden, unseen = layers - (output.numel() > 0 ? 1 : 0);
   check_columns(op, "gates", gates, x, layers * 4 * sequence);
   check_columns(op, "states", states, x, (unseen + (r.lstm ? layers : 0)) * sequence);
+  r.check_sequence(op, "output", output);
   check_columns(op, "grad_output", grad_output, x, output.numel());
+  r.check_sequence(op, "grad_output", grad_output);
   check_columns(op, "grad_h_n", grad_h_n, x, layers * batch * hidden);
   check_columns(op, "grad_c_n", grad_c_n, x, r.lstm ? layers * batch * hidden : 0);
   int64_t parameters = 0;
@@ -114,9 +123,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_backward(
     return state.has_value() ? empty(x, {layers, batch, hidden}) : empty(x, {0});
   };
   const Tensor dh0 = initial(r.h0), dc0 = initial(r.c0);
-  Tensor dweights = empty(x, {parameters});
-  if (!r.anything()) dweights = torch::stable::zero_(dweights);
-  if (r.anything())
+  const Tensor dweights = empty(x, {parameters});
+  if (!r.anything())
+    zero({dweights});
+  else
     for_dtype(x, [&](auto t) {
       using T = decltype(t);
       const auto list = r.layers<T>();

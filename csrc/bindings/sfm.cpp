@@ -67,7 +67,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sfm_backward(
   const Tensor dx = empty(x, {x_gradient ? s.batch : 0, s.steps, s.features}), dweight_x = empty(x, {s.features, width}),
                dweight_h = empty(x, {s.hidden, width}), dbias = empty(x, {width}), dweight_a = empty(x, {s.frequencies}),
                dbias_a = empty(x, {s.hidden});
-  if (s.hidden > 0)
+  if (s.hidden == 0)
+    zero({dx, dweight_x, dbias, dweight_a});
+  else
     for_dtype(x, [&](auto t) {
       using T = decltype(t);
       AK_DISPATCH(sfm_backward<T>(s, given.inputs<T>(), data<T>(grad), {data<T>(hidden), data<T>(gates)},

@@ -65,6 +65,11 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
   return t;
 }
 
+// Zeros, for outputs that a kernel with nothing to sum would leave as they are.
+inline void zero(std::initializer_list<Tensor> outputs) {
+  for (Tensor t : outputs) torch::stable::zero_(t);
+}
+
 // f(T{}) with T the tensor's element type.
 template <class F>
 void for_dtype(const Tensor& t, const F& f) {

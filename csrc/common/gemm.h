@@ -230,6 +230,7 @@ inline void tile_of(int64_t n, const Operand<T>& a, const T* panel, int64_t step
 template <class T>
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Operand<T>& a, const RightOperand<T>& b, T* c, int64_t stride,
                      bool add = false) {
+  if (columns == 0) return;  // no panels to share the next block's lines
   constexpr int64_t block = 8 * kTileRows, line = 64 / static_cast<int64_t>(sizeof(T));
   const int64_t panels = (columns + kPanel<T> - 1) / kPanel<T>;
   for (int64_t i0 = 0; i0 < rows; i0 += block) {

@@ -79,7 +79,7 @@ void attention_pool(const AttentionPool<T>& a, T* out, T* weights) {
         T *w = weights + b * a.steps, *pooled = out + (2 * b + 1) * a.hidden;
         softmax<T>(scores + (b - first) * a.steps, a.steps, w);
         const T* h = a.h + b * a.steps * a.hidden;
-        std::memcpy(out + 2 * b * a.hidden, h + (a.steps - 1) * a.hidden, static_cast<size_t>(a.hidden) * sizeof(T));
+        std::copy_n(h + (a.steps - 1) * a.hidden, a.hidden, out + 2 * b * a.hidden);
         for_each_pack<T>(a.hidden, [&](auto pack, int64_t j) {
           using P = decltype(pack);
           P sum{};

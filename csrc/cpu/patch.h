@@ -22,6 +22,7 @@ struct Patch {
 // Copies a patch of a sequence to [steps][rows][columns], rows `stride` elements apart.
 template <class T>
 void gather(const SequenceView<const T>& from, const Patch& p, int64_t columns, T* to, int64_t stride) {
+  if (columns == 0) return;  // `from` may be null, which memcpy must not be given
   if (from.column == 1) {
     for (int64_t s = 0; s < p.steps; ++s)
       for (int64_t r = 0; r < p.rows; ++r)
@@ -38,6 +39,7 @@ void gather(const SequenceView<const T>& from, const Patch& p, int64_t columns, 
 // The inverse of gather.
 template <class T>
 void scatter(const T* from, int64_t stride, const Patch& p, int64_t columns, const SequenceView<T>& to) {
+  if (columns == 0) return;
   for (int64_t s = 0; s < p.steps; ++s)
     for (int64_t r = 0; r < p.rows; ++r) {
       T* row = to.at(p.first + r, p.begin + s);

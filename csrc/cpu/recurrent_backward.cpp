@@ -157,7 +157,7 @@ class Backward {
                    [&](int64_t first, int64_t last) { body(Patch{0, s_.batch, first, last - first}); });
     };
     const auto each_panel = [&](int64_t inputs, const auto& body) {
-      parallel_for(padded(rows_) / kPanel<T>, 1 + 262144 / (depth * inputs),
+      parallel_for(padded(rows_) / kPanel<T>, 1 + 262144 / (depth * std::max<int64_t>(inputs, 1)),
                    [&](int64_t first, int64_t last) { body(first * kPanel<T>, last * kPanel<T>); });
     };
     T* dy = nullptr;

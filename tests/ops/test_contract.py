@@ -9,6 +9,7 @@ import alphakernels as ak
 from alphakernels import ops
 from alphakernels.testing import (
     BAD_INPUTS,
+    Tolerance,
     assert_close,
     assert_no_worse_than_eager,
     cases,
@@ -259,6 +260,60 @@ def test_empty(call, x, shape, route):
             assert not out.isnan().any()
             (grad,) = torch.autograd.grad(out.sum(), x)
             assert grad.shape == x.shape
+
+
+def _pool(i):
+    out, weights = ops.attention_pool(i["h"], i["weight"], i["bias"], i["score"], return_weights=True)
+    return {"out": out, "weights": weights}
+
+
+NO_COLUMNS = {
+    "linear": (lambda i: {"out": ops.linear(**i)}, {"x": torch.randn(200, 5), "weight": torch.empty(0, 5), "mask": torch.rand(200, 5)}),
+    "linear without a mask": (lambda i: {"out": ops.linear(**i)}, {"x": torch.randn(200, 5), "weight": torch.empty(0, 5)}),
+    "linear without a depth": (lambda i: {"out": ops.linear(**i)}, {"x": torch.empty(200, 0), "weight": torch.empty(5, 0)}),
+    "attention_pool without attention": (
+        _pool,
+        {"h": torch.randn(40, 9, 5), "weight": torch.empty(0, 5), "bias": torch.empty(0), "score": torch.empty(0)},
+    ),
+    "attention_pool without features": (
+        _pool,
+        {"h": torch.empty(40, 9, 0), "weight": torch.empty(3, 0), "bias": torch.randn(3), "score": torch.randn(3)},
+    ),
+    "attentive_mask": (
+        lambda i: {"entropy": ops.attentive_mask(**i).entropy},
+        {"logits": torch.empty(40, 0), "prior": torch.empty(40, 0)},
+    ),
+    "glu_layer": (
+        lambda i: {"out": ops.glu_layer(**i, virtual_batch_size=8)},
+        {"x": torch.randn(40, 5), "fc": torch.empty(0, 5), "mask": torch.rand(40, 5)},
+    ),
+    "sfm": (
+        lambda i: {"out": ops.sfm(*i.values())},
+        {
+            "x": torch.randn(40, 4, 2),
+            "weight_x": torch.randn(2, 5),
+            "weight_h": torch.empty(0, 5),
+            "bias": torch.randn(5),
+            "weight_a": torch.randn(5),
+            "bias_a": torch.empty(0),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_COLUMNS)
+def test_no_columns(name):
+    """A dimension of none that others do not share: a product's outputs, a hidden size, features. What is left is a constant, or zero."""
+    call, inputs = NO_COLUMNS[name]
+    with ak.use_backend("reference"):
+        expected = outputs_and_gradients(call, inputs, tuple(inputs))
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is filled with NaN
+    try:
+        with ak.use_backend("cpp"):
+            actual = outputs_and_gradients(call, inputs, tuple(inputs))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    compare(name, actual, expected, tolerance=Tolerance(1e-5, 1e-5, absolute=1e-6))  # a softmax of equals: zero but for rounding
 
 
 @CONTRACT

@@ -171,3 +171,16 @@ def test_only_the_inputs_that_need_gradients_get_them():
     assert x.grad is None and weight.grad is not None
     with torch.no_grad():
         assert not ops.ghost_batch_norm(x, weight, virtual_batch_size=6).requires_grad
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_kernels_refuse_a_virtual_batch_of_none(size):
+    x, one = torch.randn(4, 4), torch.randn(1, 4)
+    kernels = torch.ops.alphakernels
+    for call in (
+        lambda: kernels.ghost_batch_norm(x, None, None, None, None, None, size, True, 0.1, 1e-5),
+        lambda: kernels.ghost_batch_norm_backward(x, x, None, one, one, size, True),
+        lambda: kernels.glu_block_backward(x[:, :2], x, None, None, one, one, size, True, 1.0, False),
+    ):
+        with pytest.raises(RuntimeError, match=f"virtual_batch_size must be at least 1, got {size}"):
+            call()

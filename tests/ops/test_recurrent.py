@@ -199,3 +199,13 @@ def test_nothing_kept_is_said():
     found = torch.ops.alphakernels.recurrent(x, None, None, weights_of(network), None, "gru", True, True, True, 0.0, False)
     with pytest.raises(RuntimeError, match="keep=False"):
         found[0].sum().backward()
+
+
+def test_backward_refuses_outputs_of_another_shape():
+    x, weights = torch.randn(2, 5, 4), [torch.randn(24, 4), torch.randn(24, 8)]
+    kernels = torch.ops.alphakernels
+    output, _, _, gates, states = kernels.recurrent(x, None, None, weights, None, "gru", False, True, True, 0.0, True)
+    flat = output.reshape(1, 1, -1)
+    for name, grad, out in (("grad_output", flat, output), ("grad_output", output.flatten(), output), ("output", output, flat)):
+        with pytest.raises(RuntimeError, match=rf": {name} must be of shape \[2, 5, 8\]"):
+            kernels.recurrent_backward(grad, None, None, x, None, None, weights, out, gates, states, None, "gru", False, True, 0.0, True)
