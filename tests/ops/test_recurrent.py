@@ -182,6 +182,8 @@ def test_torchs_own_runs_where_no_kernel_can_or_it_is_faster():
     small, large = (stack("lstm", 6, hidden, 1, torch.float32) for hidden in (64, 520))
     x = torch.randn(3, 2, 6)
     assert ak.explain(ops.recurrent, x, weights_of(small), cell="lstm").kernel == "cpp"
+    several = weights_of(stack("lstm", 6, 300, 1, torch.float32))
+    assert [ak.explain(ops.recurrent, x[:rows], several, cell="lstm").kernel for rows in (1, 3)] == ["torch", "cpp"]
     half = [w.bfloat16() for w in weights_of(small)]
     told = ak.explain(ops.recurrent, x.bfloat16(), half, cell="lstm")
     assert told.kernel == "torch" and "bfloat16" in told.reasons["cpp"]

@@ -166,13 +166,16 @@ def _by_torch(x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dro
 def _why_torch(x: Tensor, cell: str, batch: int, hidden: int, keep: bool) -> str | None:
     """Why torch's own kernel is the faster one for this call; None where ours is. Of a GRU torch has no kernel on the CPU.
 
-    The limits are measured (Zen 4, 2 threads, H 16 to 1024, B 1 to 800): weights that outgrow the cache favour oneDNN's matrix products,
-    in training where few rows share them.
+    The limits are measured (Zen 4, 2 threads, H 16 to 1024, B 1 to 800): weights that outgrow the cache favour oneDNN's matrix products
+    where few rows share them.
     """
     if cell == "gru" or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return None
     if not keep:
-        return f"oneDNN's LSTM is faster beyond hidden size 512, this one is {hidden}" if hidden > 512 else None
+        if hidden > 512:
+            return f"oneDNN's LSTM is faster beyond hidden size 512, this one is {hidden}"
+        limit = 8 if hidden >= 384 else 2 if hidden >= 192 else 0
+        return f"oneDNN's LSTM is faster with fewer than {limit} rows at hidden size {hidden}, these are {batch}" if batch < limit else None
     limit = max(16, hidden**2 // 6000)
     if hidden >= 128 and batch < limit:
         return f"oneDNN's LSTM trains faster with fewer than {limit} rows at hidden size {hidden}, these are {batch}"
