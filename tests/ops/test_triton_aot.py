@@ -44,7 +44,7 @@ for module in modules:
     chosen = getattr(importlib.import_module(module), "AOT_ALIGNED", None)
     entries = importlib.import_module(module).AOT
     entries = entries(capability) if callable(entries) else entries
-    programs = [True] if chosen is not None or capability != 90 else [True, False]
+    programs = [True] if chosen is not None else [True, False]
     for (kernel, signature, constants, warps, *stages), aligned in itertools.product(entries, programs):
         names = kernel.arg_names
         signature = {name: signature.get(name, "constexpr") for name in names}
