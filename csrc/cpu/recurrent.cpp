@@ -5,6 +5,7 @@ namespace {
 
 constexpr int64_t kTile = 60;        // batch rows of a tile, at most
 constexpr int64_t kChunkRows = 128;  // rows of a batched input projection: steps of a chunk times rows of the tile
+constexpr int64_t kFusedBytes = int64_t{512} << 10;  // of a layer's weights, which stay in L2 while all of a tile's rows pass by them
 
 // One register of units is worked through with all its gates: columns of the packed weights come in groups of kLanes units, gate after
 // gate, the last group padded with zeros.
@@ -41,19 +42,19 @@ class PackedLayer {
     }
   }
   const T* x() const { return x_; }                                                // panels [width][kPanel]
+  T* panel(int64_t column, int64_t width) const { return x_ + column / kPanel<T> * kPanel<T> * width + column % kPanel<T>; }
   const T* h(int64_t unit, int64_t hidden) const { return h_ + unit * Cell::kGates * hidden; }  // of a group: [H][kGates][kLanes]
   const T* bias(int64_t unit) const { return bias_ + 4 * unit; }                    // of a group: [4][kLanes]
 
  private:
-  T* panel(int64_t column, int64_t width) { return x_ + column / kPanel<T> * kPanel<T> * width + column % kPanel<T>; }
   Scratch<T> x_, h_, bias_;
 };
 
 // Where one step of one layer reads and writes, for the rows of a tile. Units are padded, but in what is kept.
 template <class T>
 struct Step {
-  const T* sum_x;  // [rows][x_stride]
-  int64_t x_stride;
+  const T* x;                // [rows][x_stride]: the layer's input, or where x_depth is 0 its product with the weights
+  int64_t x_stride, x_depth;
   int64_t depth;             // of the recurrent product: H, or 0 where the state is zero
   const T* h_before;         // [rows][units]
   const T* before;           // h of a GRU, c of an LSTM
@@ -63,34 +64,54 @@ struct Step {
   bool stream;  // what is kept goes past the caches
 };
 
-// The cell of `rows` rows and one register of units: the recurrent product and the gates, without leaving the registers.
+// Adds the products of `rows` rows of `depth` elements with one register of units: gate g's weights are at w[g], `step` apart.
+template <class T, int rows, int gates>
+[[gnu::always_inline]] inline void add_products(const T* p, int64_t stride, int64_t depth, const T* const (&w)[gates], int64_t step,
+                                                Vec<T> (&sum)[rows][gates]) {
+  for (int64_t k = 0; k < depth; ++k, ++p) {
+    Vec<T> b[gates];
+#pragma GCC unroll 4
+    for (int64_t g = 0; g < gates; ++g) b[g] = load<Vec<T>>(w[g] + k * step);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < rows; ++i) {
+      const T s = p[i * stride];
+#pragma GCC unroll 4
+      for (int64_t g = 0; g < gates; ++g) sum[i][g] += s * b[g];
+    }
+  }
+}
+
+// The cell of `rows` rows and one register of units: both products and the gates, without leaving the registers.
 // Never inlined: among a caller's variables its sums would not find their registers.
 template <class Cell, class T, int rows>
 [[gnu::noinline]] void step_tile(const Step<T>& step, const PackedLayer<Cell, T>& packed, int64_t row, int64_t unit, int64_t hidden) {
   constexpr int64_t gates = Cell::kGates, lanes = kLanes<T>;
   const int64_t units = padded<T>(hidden), n = std::min(lanes, hidden - unit);
-  const T *const sum_x = step.sum_x + row * step.x_stride + unit * gates, *const bias = packed.bias(unit);
+  const T *const x = step.x + row * step.x_stride, *const bias = packed.bias(unit);
+  const T *w_x[gates], *w_h[gates];
   Vec<T> sum[rows][gates];
+  alignas(64) T sums_of[rows][4][lanes];
+#pragma GCC unroll 4
+  for (int64_t g = 0; g < gates; ++g) {
+    w_x[g] = packed.panel(unit * gates + g * lanes, step.x_depth);
+    w_h[g] = packed.h(unit, hidden) + g * lanes;
+  }
 #pragma GCC unroll 8
   for (int64_t i = 0; i < rows; ++i)
 #pragma GCC unroll 4
-    for (int64_t g = 0; g < gates; ++g) {
-      const int64_t to = Cell::kSumOfH[g];
-      sum[i][g] = load<Vec<T>>(bias + to * lanes);
-      if (to == g) sum[i][g] += load<Vec<T>>(sum_x + i * step.x_stride + g * lanes);
-    }
-  const T *p = step.h_before + row * units, *w = packed.h(unit, hidden);
-  for (int64_t k = 0; k < step.depth; ++k, ++p, w += gates * lanes) {
-    Vec<T> b[gates];
+    for (int64_t g = 0; g < gates; ++g)
+      sum[i][g] = step.x_depth > 0 ? Vec<T>{} : load<Vec<T>>(x + i * step.x_stride + unit * gates + g * lanes);
+  add_products(x, step.x_stride, step.x_depth, w_x, kPanel<T>, sum);
 #pragma GCC unroll 4
-    for (int64_t g = 0; g < gates; ++g) b[g] = load<Vec<T>>(w + g * lanes);
+  for (int64_t g = 0; g < gates; ++g)
 #pragma GCC unroll 8
     for (int64_t i = 0; i < rows; ++i) {
-      const T s = p[i * units];
-#pragma GCC unroll 4
-      for (int64_t g = 0; g < gates; ++g) sum[i][g] += s * b[g];
+      sum[i][g] += load<Vec<T>>(bias + g * lanes);
+      if (Cell::kSumOfH[g] == g) continue;  // else the two products are summed apart
+      store(sums_of[i][g], sum[i][g]);
+      sum[i][g] = load<Vec<T>>(bias + Cell::kSumOfH[g] * lanes);
     }
-  }
+  add_products(step.h_before + row * units, units, step.depth, w_h, gates * lanes, sum);
   const auto keep = [&](T* to, Vec<T> value) {
     if (step.stream)
       stream(to, value);
@@ -100,18 +121,16 @@ template <class Cell, class T, int rows>
       std::memcpy(to, &value, static_cast<size_t>(n) * sizeof(T));
   };
   // By way of the stack: a loop over rows keeps the constants of its exponentials in registers, which the sums have filled.
-  alignas(64) T sums_of[rows][gates][lanes];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < rows; ++i)
 #pragma GCC unroll 4
-    for (int64_t g = 0; g < gates; ++g) store(sums_of[i][g], sum[i][g]);
+    for (int64_t g = 0; g < gates; ++g) store(sums_of[i][Cell::kSumOfH[g]], sum[i][g]);
 #pragma GCC unroll 1
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t r = row + i, at = r * units + unit;
     Vec<T> sums[4], kept[4], after;
 #pragma GCC unroll 4
-    for (int64_t g = 0; g < gates; ++g) sums[Cell::kSumOfH[g]] = load<Vec<T>>(sums_of[i][g]);
-    if constexpr (gates == 3) sums[2] = load<Vec<T>>(sum_x + i * step.x_stride + 2 * lanes) + load<Vec<T>>(bias + 2 * lanes);
+    for (int64_t g = 0; g < 4; ++g) sums[g] = load<Vec<T>>(sums_of[i][g]);
     const Vec<T> h = Cell::template forward<Math<T>>(sums, load<Vec<T>>(step.before + at), after, kept);
     store(step.h + at, h);
     if constexpr (Cell::kCellState) store(step.after + at, after);
@@ -216,7 +235,10 @@ class Forward {
 
   void run_layer(int64_t l, const Patch& p, const T* in, T* out, const PackedLayer<Cell, T>& packed, Buffers& b) {
     const int64_t hidden = s_.hidden, state = p.rows * padded<T>(hidden), row = l == 0 ? s_.input : padded<T>(hidden);
-    multiply<T>(p.steps * p.rows, b.stride, s_.width(l), {in, row, 1}, packed.x(), b.sum_x, b.stride);
+    // Few rows share a large weight: then all steps' products come first. An element's sum is the same either way.
+    const bool fused = p.rows >= kStepRows<Cell> && s_.width(l) > 0 &&
+                       (s_.width(l) + hidden) * Cell::kGates * hidden * static_cast<int64_t>(sizeof(T)) <= kFusedBytes;
+    if (!fused) multiply<T>(p.steps * p.rows, b.stride, s_.width(l), {in, row, 1}, packed.x(), b.sum_x, b.stride);
     const bool shown = l + 1 == s_.layers && output_.data != nullptr;
     const SequenceView<T> gates = layer_view(kept_.gates, l, s_, 4 * hidden), cells = layer_view(kept_.cell, l, s_, hidden);
     const SequenceView<T> hiddens = shown ? output_ : layer_view(kept_.hidden, l, s_, hidden);
@@ -225,8 +247,9 @@ class Forward {
       const int64_t t = p.begin + s;
       const T* h_before = s == 0 ? h : out + (s - 1) * state;
       T* c = b.c + 2 * l * state;
-      const Step<T> step{b.sum_x + s * p.rows * b.stride,
-                         b.stride,
+      const Step<T> step{fused ? in + s * p.rows * row : b.sum_x + s * p.rows * b.stride,
+                         fused ? row : b.stride,
+                         fused ? s_.width(l) : 0,
                          t == 0 && starts_at_zero(a_) ? 0 : hidden,
                          h_before,
                          Cell::kCellState ? c + t % 2 * state : h_before,
