@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 
 from alphakernels.data.index import PanelIndex
 
@@ -47,21 +48,24 @@ class Histories:
         return cls(index, order, rank)
 
     def windows(self, rows: np.ndarray, step_len: int) -> np.ndarray:
-        """The rows at each step of the windows that end on `rows` [B]: int64 [B, T], oldest first."""
+        """The rows at each step of the windows that end on `rows` [B]: [B, T] of `order`'s type, oldest first."""
         day, instrument = self.index.day, self.index.instrument
-        run = self.rank[rows].astype(np.int64)[:, None] + np.arange(1 - step_len, 1)  # [B, T], places in `order`
-        began = run[:, 0] >= 0
-        found = self.order[np.maximum(run, 0)].astype(np.int64)
+        began = self.rank[rows] - (step_len - 1)  # places in `order`
+        if len(self.order) < step_len:  # nor is any window a run of it
+            return self._filled(began, step_len)
+        found = sliding_window_view(self.order, step_len)[np.maximum(began, 0)]
         first, last = found[:, 0], found[:, -1]
-        whole = began & (instrument[first] == instrument[last]) & (day[last] - day[first] == step_len - 1)
+        whole = (began >= 0) & (instrument[first] == instrument[last]) & (day[last] - day[first] == step_len - 1)
         gaps = np.flatnonzero(~whole)
         if len(gaps):
-            found[gaps] = self._filled(found[gaps], run[gaps])
+            found[gaps] = self._filled(began[gaps], step_len)
         return found
 
-    def _filled(self, found: np.ndarray, run: np.ndarray) -> np.ndarray:
-        """Runs [B, T] with gaps, each day's row put in its place: ffill, then bfill."""
-        count, step_len = found.shape
+    def _filled(self, began: np.ndarray, step_len: int) -> np.ndarray:
+        """The same of runs with gaps, which would begin at these places: each day's row put in its place, ffill, then bfill."""
+        run = began[:, None] + np.arange(step_len)
+        found = self.order[np.maximum(run, 0)]
+        count = len(found)
         day, instrument = self.index.day[found], self.index.instrument[found]
         place = day - day[:, -1:] + step_len - 1
         valid = (run >= 0) & (instrument == instrument[:, -1:]) & (place >= 0)
@@ -101,7 +105,7 @@ class Windows:
         return len(self), self.step_len, self.source.shape[1]
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
-        """Which row of `source` stands at each step of the windows of some rows: int64 [B, T], oldest first."""
+        """Which row of `source` stands at each step of the windows of some rows: integers [B, T], oldest first."""
         found = self._histories.windows(np.asarray(rows) + self._start, self.step_len)
         return found if self._first == 0 else found - self._first
 

@@ -239,9 +239,11 @@ class Trainer:
     def _steps(self, state: TrainingState, loss: Loss, clipped: list[nn.Parameter]) -> Steps:
         """What runs the training's steps."""
         module, optimizer = state.module, state.optimizer
+        parameters = list(module.parameters())
 
         def step(batch: BatchLike, seen: Callable[[Tensor], None]) -> None:
-            module.zero_grad(set_to_none=True)
+            for parameter in parameters:  # what zero_grad does, which goes through all modules by name each time
+                parameter.grad = None
             value = loss(module, batch)
             seen(value.detach())
             value.backward()
@@ -422,7 +424,7 @@ def _weight(batch: BatchLike, like: Tensor) -> Tensor:
     if batch.y is None:
         # Filled there, because a copy from the host would wait for the device.
         return torch.full((), len(batch.rows), dtype=torch.float64, device=like.device)
-    return torch.isfinite(batch.y).sum().to(device=like.device, dtype=torch.float64)
+    return torch.isfinite(batch.y).sum(dtype=torch.float64).to(like.device)
 
 
 def _weighted_mean(losses: list[Tensor], weights: list[Tensor], *, over_ranks: bool = False) -> float:

@@ -27,8 +27,8 @@ def mse(prediction: Tensor, label: Tensor, weight: Tensor | None = None) -> Tens
             f"mse: label must have the prediction's shape {tuple(prediction.shape)}, got {tuple(label.shape)}"
         )
     observed = ~torch.isnan(label)
-    # `where` on the difference also stops the NaN from reaching the gradient of the skipped rows.
-    squared = torch.where(observed, prediction - torch.where(observed, label, 0.0), 0.0).square()
+    # `where` before the square: after it, the gradient of the skipped rows would be 0 * NaN.
+    squared = torch.where(observed, prediction - label, 0.0).square()
     if weight is not None:
         squared = squared * torch.where(observed, weight, 0.0)
     return squared.sum() / observed.sum().clamp(min=1)
