@@ -55,6 +55,7 @@ template <class T>
 struct Step {
   const T* x;                // [rows][x_stride]: the layer's input, or where x_depth is 0 its product with the weights
   int64_t x_stride, x_depth;
+  const int32_t* x_row;      // [rows]: whose product is which row of x; null where they come in order
   int64_t depth;             // of the recurrent product: H, or 0 where the state is zero
   const T* h_before;         // [rows][units]
   const T* before;           // h of a GRU, c of an LSTM
@@ -87,7 +88,8 @@ template <class Cell, class T, int rows>
 [[gnu::noinline]] void step_tile(const Step<T>& step, const PackedLayer<Cell, T>& packed, int64_t row, int64_t unit, int64_t hidden) {
   constexpr int64_t gates = Cell::kGates, lanes = kLanes<T>;
   const int64_t units = padded<T>(hidden), n = std::min(lanes, hidden - unit);
-  const T *const x = step.x + row * step.x_stride, *const bias = packed.bias(unit);
+  const T* const bias = packed.bias(unit);
+  const auto x = [&](int64_t i) { return step.x + (step.x_row != nullptr ? step.x_row[row + i] : row + i) * step.x_stride; };
   const T *w_x[gates], *w_h[gates];
   Vec<T> sum[rows][gates];
   alignas(64) T sums_of[rows][4][lanes];
@@ -100,8 +102,8 @@ template <class Cell, class T, int rows>
   for (int64_t i = 0; i < rows; ++i)
 #pragma GCC unroll 4
     for (int64_t g = 0; g < gates; ++g)
-      sum[i][g] = step.x_depth > 0 ? Vec<T>{} : load<Vec<T>>(x + i * step.x_stride + unit * gates + g * lanes);
-  add_products(x, step.x_stride, step.x_depth, w_x, kPanel<T>, sum);
+      sum[i][g] = step.x_depth > 0 ? Vec<T>{} : load<Vec<T>>(x(i) + unit * gates + g * lanes);
+  add_products(step.x + row * step.x_stride, step.x_stride, step.x_depth, w_x, kPanel<T>, sum);
 #pragma GCC unroll 4
   for (int64_t g = 0; g < gates; ++g)
 #pragma GCC unroll 8
@@ -161,6 +163,52 @@ void run_step(const Step<T>& step, const PackedLayer<Cell, T>& packed, int64_t r
       step_tile_of<Cell, T, tile>(std::min<int64_t>(tile, rows - row), step, packed, row, unit, hidden);
 }
 
+// Windows that slide along a history: where the row before holds a row's days one step later, these have one product with the first
+// layer's weights, the same bits. A tile's distinct days are found by comparing them, and multiplied at once.
+template <class T>
+class SharedDays {
+ public:
+  SharedDays(const RecurrentSizes& s, int64_t rows, int64_t stride, bool wanted)
+      : most_(wanted ? most(s, rows, stride) : 0), stride_(stride), products_(most_ * stride), days_(most_ * s.input),
+        place_(static_cast<size_t>(most_ > 0 ? rows * s.steps : 0)) {}
+
+  // Whether rows [first, first + rows) share so many days that it is worth it: then their products are there.
+  bool multiply(const RecurrentArguments<T>& a, int64_t first, int64_t rows, const T* weights) {
+    const RecurrentSizes& s = a.sizes;
+    if (most_ == 0 || a.x.column != 1) return false;
+    const size_t bytes = static_cast<size_t>(s.input) * sizeof(T);
+    int64_t count = 0;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t t = 0; t < s.steps; ++t) {
+        const T* const day = a.x.at(first + r, t);
+        int32_t& place = place_[static_cast<size_t>(t * rows + r)];
+        if (r > 0 && t + 1 < s.steps && std::memcmp(day, a.x.at(first + r - 1, t + 1), bytes) == 0) {
+          place = place_[static_cast<size_t>((t + 1) * rows + r - 1)];
+        } else if (count == most_) {
+          return false;
+        } else {
+          std::memcpy(days_ + count * s.input, day, bytes);
+          place = static_cast<int32_t>(count++);
+        }
+      }
+    ak::AK_ISA::multiply<T>(count, stride_, s.input, {days_, s.input, 1}, weights, products_, stride_);
+    return true;
+  }
+  const T* products() const { return products_; }                                                       // [..][stride]
+  const int32_t* place(int64_t t, int64_t rows) const { return place_.data() + t * rows; }  // [rows], of a step's products
+
+ private:
+  // Distinct days up to which it is worth it; none where even the windows of one instrument have more.
+  static int64_t most(const RecurrentSizes& s, int64_t rows, int64_t stride) {
+    const int64_t n = std::min(rows * s.steps / 4, kFusedBytes / (stride * static_cast<int64_t>(sizeof(T))));
+    return s.input > 0 && n >= rows + s.steps - 1 ? n : 0;
+  }
+
+  int64_t most_, stride_;
+  Scratch<T> products_, days_;
+  std::vector<int32_t> place_;
+};
+
 template <class Cell, class T>
 class Forward {
  public:
@@ -176,7 +224,7 @@ class Forward {
     const int64_t threads = std::min(thread_count(), s_.batch), each = (s_.batch + threads - 1) / threads;
     const int64_t tiles = (each + kTile - 1) / kTile, rows = std::min(each, round_up((each + tiles - 1) / tiles, kStepRows<Cell>));
     parallel_for(threads, 1, [&](int64_t first, int64_t last) {
-      Buffers buffers(s_, rows);
+      Buffers buffers(s_, rows, kept_.gates != nullptr);
       for (int64_t thread = first; thread < last; ++thread) {
         const int64_t end = s_.batch * (thread + 1) / threads;
         for (int64_t row = s_.batch * thread / threads; row < end; row += rows) run_tile(row, std::min(rows, end - row), packed, buffers);
@@ -190,11 +238,12 @@ class Forward {
   struct Buffers {
     int64_t steps, stride;
     Scratch<T> h, c, one, other, sum_x;
-    Buffers(const RecurrentSizes& s, int64_t rows)
+    SharedDays<T> days;  // not in training, where windows come shuffled
+    Buffers(const RecurrentSizes& s, int64_t rows, bool training)
         : steps(std::clamp<int64_t>(kChunkRows / rows, 1, s.steps)), stride(round_up(Cell::kGates * padded<T>(s.hidden), kPanel<T>)),
           h(s.layers * rows * padded<T>(s.hidden)), c(2 * s.layers * rows * padded<T>(s.hidden)),
           one(steps * rows * std::max(s.input, padded<T>(s.hidden))), other(steps * rows * padded<T>(s.hidden)),
-          sum_x(steps * rows * stride) {}
+          sum_x(steps * rows * stride), days(s, rows, stride, !training) {}
   };
 
   void run_tile(int64_t first, int64_t rows, const std::vector<std::unique_ptr<PackedLayer<Cell, T>>>& packed, Buffers& b) {
@@ -203,12 +252,13 @@ class Forward {
       load_state(a_.h0, l, first, rows, b.h + l * state);
       if (Cell::kCellState) load_state(a_.c0, l, first, rows, b.c + 2 * l * state);
     }
+    const bool shared = b.days.multiply(a_, first, rows, packed[0]->x());
     for (int64_t t = 0; t < s_.steps; t += b.steps) {
       const Patch patch{first, rows, t, std::min(b.steps, s_.steps - t)};
-      gather(a_.x, patch, s_.input, static_cast<T*>(b.one), s_.input);
+      if (!shared) gather(a_.x, patch, s_.input, static_cast<T*>(b.one), s_.input);
       T *in = b.one, *out = b.other;
       for (int64_t l = 0; l < s_.layers; ++l) {
-        run_layer(l, patch, in, out, *packed[l], b);
+        run_layer(l, patch, in, out, *packed[l], b, shared && l == 0);
         if (l + 1 < s_.layers) drop(dropout_, l, patch, s_.batch, s_.hidden, out, units);
         in = out;
         out = out == b.other ? b.one : b.other;
@@ -233,12 +283,12 @@ class Forward {
       std::memcpy(states + (l * s_.batch + first + r) * hidden, from + r * units, static_cast<size_t>(hidden) * sizeof(T));
   }
 
-  void run_layer(int64_t l, const Patch& p, const T* in, T* out, const PackedLayer<Cell, T>& packed, Buffers& b) {
+  void run_layer(int64_t l, const Patch& p, const T* in, T* out, const PackedLayer<Cell, T>& packed, Buffers& b, bool shared) {
     const int64_t hidden = s_.hidden, state = p.rows * padded<T>(hidden), row = l == 0 ? s_.input : padded<T>(hidden);
     // Few rows share a large weight: then all steps' products come first. An element's sum is the same either way.
-    const bool fused = p.rows >= kStepRows<Cell> && s_.width(l) > 0 &&
+    const bool fused = !shared && p.rows >= kStepRows<Cell> && s_.width(l) > 0 &&
                        (s_.width(l) + hidden) * Cell::kGates * hidden * static_cast<int64_t>(sizeof(T)) <= kFusedBytes;
-    if (!fused) multiply<T>(p.steps * p.rows, b.stride, s_.width(l), {in, row, 1}, packed.x(), b.sum_x, b.stride);
+    if (!fused && !shared) multiply<T>(p.steps * p.rows, b.stride, s_.width(l), {in, row, 1}, packed.x(), b.sum_x, b.stride);
     const bool shown = l + 1 == s_.layers && output_.data != nullptr;
     const SequenceView<T> gates = layer_view(kept_.gates, l, s_, 4 * hidden), cells = layer_view(kept_.cell, l, s_, hidden);
     const SequenceView<T> hiddens = shown ? output_ : layer_view(kept_.hidden, l, s_, hidden);
@@ -247,9 +297,12 @@ class Forward {
       const int64_t t = p.begin + s;
       const T* h_before = s == 0 ? h : out + (s - 1) * state;
       T* c = b.c + 2 * l * state;
-      const Step<T> step{fused ? in + s * p.rows * row : b.sum_x + s * p.rows * b.stride,
+      const Step<T> step{fused    ? in + s * p.rows * row
+                         : shared ? b.days.products()
+                                  : b.sum_x + s * p.rows * b.stride,
                          fused ? row : b.stride,
                          fused ? s_.width(l) : 0,
+                         shared ? b.days.place(t, p.rows) : nullptr,
                          t == 0 && starts_at_zero(a_) ? 0 : hidden,
                          h_before,
                          Cell::kCellState ? c + t % 2 * state : h_before,

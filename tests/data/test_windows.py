@@ -83,10 +83,12 @@ def test_batches_of_windows():
     batches = WindowBatches(segment.x, segment.y, batch_size=8, weight=weight, extras={"n": np.arange(len(segment))})
     seen = list(batches)
     assert len(seen) == len(batches)
-    np.testing.assert_array_equal(torch.cat([b.x for b in seen]).numpy(), segment.x[:])
-    np.testing.assert_array_equal(torch.cat([b.y for b in seen]).numpy(), segment.y)
-    np.testing.assert_array_equal(torch.cat([b.weight for b in seen]).numpy(), weight)
-    np.testing.assert_array_equal(torch.cat([b.extras["n"] for b in seen]).numpy(), np.arange(len(segment)))
+    listed = np.lexsort(segment.index.codes)  # by instrument, then day
+    np.testing.assert_array_equal(np.concatenate([b.rows for b in seen]), listed)
+    np.testing.assert_array_equal(torch.cat([b.x for b in seen]).numpy(), segment.x[listed])
+    np.testing.assert_array_equal(torch.cat([b.y for b in seen]).numpy(), segment.y[listed])
+    np.testing.assert_array_equal(torch.cat([b.weight for b in seen]).numpy(), weight[listed])
+    np.testing.assert_array_equal(torch.cat([b.extras["n"] for b in seen]).numpy(), listed)
     with pytest.raises(TypeError, match="x must be Windows"):
         WindowBatches(segment.y[:, None], segment.y, batch_size=3)
     with pytest.raises(ValueError, match="y must have one entry a row of x, whose shape is"):
@@ -97,7 +99,7 @@ def test_batches_shuffle_as_a_dataloader():
     segment = panel().windows(5).segment("test")
     listed = np.lexsort(segment.index.codes)  # by instrument, then day
     loader = torch.utils.data.DataLoader(listed, batch_size=8, shuffle=True, drop_last=True)
-    still = torch.utils.data.DataLoader(np.arange(len(listed)), batch_size=8)
+    still = torch.utils.data.DataLoader(listed, batch_size=8)
     batches = WindowBatches(segment.x, segment.y, batch_size=8, shuffle=True, drop_last=True)
     evaluated = WindowBatches(segment.x, segment.y, batch_size=8)
     for one, other in ((batches, loader), (evaluated, still)):
@@ -121,7 +123,7 @@ def test_batches_in_order_draw_what_shuffled_ones_draw():
         rows = np.concatenate([batch.rows for _ in range(2) for batch in batches])
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
-    np.testing.assert_array_equal(rows, np.tile(np.arange(len(segment)), 2))
+    np.testing.assert_array_equal(rows, np.tile(np.lexsort(segment.index.codes), 2))
 
 
 @pytest.mark.parametrize("of", ["rows", "windows"])
@@ -234,6 +236,6 @@ def test_chosen_windows_keep_their_history():
     assert sorted(order) == list(range(len(rows)))
     assert list(some.index[order]) == sorted(some.index, key=lambda row: (row[1], row[0]))
     (batch,) = WindowBatches(some.x, some.y, batch_size=1000)
-    np.testing.assert_array_equal(batch.x, some.x[:])
+    np.testing.assert_array_equal(batch.x, some.x[order])
     rows_alone = dataset.segment("test").chosen(rows)
     np.testing.assert_array_equal(rows_alone.x, dataset.segment("test").x[rows])

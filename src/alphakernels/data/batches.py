@@ -24,9 +24,10 @@ class RowBatches(Gather):
     Args:
         x, y: features [N, ...] and labels [N, ...] or None.
         batch_size: rows a batch.
-        shuffle: the RandomState each pass draws its order from, or None for the rows as they stand.
+        shuffle: the RandomState each pass draws its order from, or None for the rows in order.
         drop_last: leave out the last batch of a pass when it is shorter than `batch_size`, as Qlib's training does.
             Data of less than one full batch is never left out.
+        order: int64 [N], the rows in the order in which they are taken, or then shuffled; None for the rows as they stand.
         more: device, data_device, extras, weight: see `Gather`.
 
     Raises:
@@ -42,6 +43,7 @@ class RowBatches(Gather):
         batch_size: int,
         shuffle: Any = None,
         drop_last: bool = False,
+        order: np.ndarray | None = None,
         **more: Any,
     ) -> None:
         if batch_size < 1:
@@ -50,7 +52,8 @@ class RowBatches(Gather):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self._as_they_stand = not shuffle  # whether a pass takes the rows in order, so that a batch is a slice
+        self._rows = order
+        self._as_they_stand = not shuffle and order is None  # so that a batch is a slice
 
     def __len__(self) -> int:
         full, tail = divmod(self.n_rows, self.batch_size)
@@ -65,23 +68,22 @@ class RowBatches(Gather):
 
     def _order(self) -> np.ndarray:
         """The rows as this pass takes them: int64 [N]."""
-        order = np.arange(self.n_rows)
+        order = np.arange(self.n_rows) if self._rows is None else self._rows.copy()
         if self.shuffle is not None:
             self.shuffle.shuffle(order)
         return order
 
 
 class WindowBatches(RowBatches):
-    """Batches of time-series windows, x [B, T, D]: see `Windows`.
+    """Batches of time-series windows, x [B, T, D]: see `Windows`. They come instrument by instrument, day by day, as Qlib's TSDataSampler
+    lists them: a window and the next have all days in common but one, of which the kernel of a recurrence makes use.
 
     Args:
         x: the windows. y: labels [N] or None.
-        shuffle: visit the windows in random order: that in which a shuffling DataLoader visits Qlib's TSDataSampler
-            (which lists them by instrument, then day) from the same state of torch's global stream.
-        in_order: draw what `shuffle` draws, but hand the windows out as they stand, side by side in memory: for results that do not
-            depend on the order.
-        batch_size, drop_last, more: as in `RowBatches`; with `drop_last` the windows come in the sampler's order also without
-            shuffling, so that the same ones are left out.
+        shuffle: visit the windows in random order: that in which a shuffling DataLoader visits the sampler from the same state of
+            torch's global stream.
+        in_order: draw what `shuffle` draws, but leave the windows in order: for results that do not depend on it.
+        batch_size, drop_last, more: as in `RowBatches`.
 
     A pass draws from torch's global stream what the DataLoader draws: one number, and with `shuffle` another.
     """
@@ -91,14 +93,12 @@ class WindowBatches(RowBatches):
     ) -> None:
         if not isinstance(x, Windows):
             raise TypeError(f"WindowBatches: x must be Windows, as a segment of PanelDataset.windows has, got {type(x).__name__}")
-        super().__init__(x, y, shuffle=bool(shuffle), **more)
-        # Without shuffling the order shows in what is left out only.
-        self._by_instrument = x.by_instrument() if (shuffle or self.drop_last) and not in_order else None
-        self._as_they_stand = self._by_instrument is None
+        super().__init__(x, y, shuffle=bool(shuffle), order=x.by_instrument(), **more)
+        self._in_order = in_order
 
     def _order(self) -> np.ndarray:
         order = loader_order(self.n_rows, shuffle=self.shuffle)
-        return np.arange(self.n_rows) if self._by_instrument is None else self._by_instrument[order]
+        return self._rows if self._in_order else self._rows[order]
 
 
 def loader_order(rows: int, *, shuffle: bool) -> np.ndarray:

@@ -191,7 +191,8 @@ class NetworkEstimator(Estimator):
     def _prediction_batches(self, rows: Rows, device: torch.device) -> Iterable[Batch]:
         if self._by_day:
             return self._day_batches(rows, device)
-        return RowBatches(rows.x, batch_size=max(self.batch_size, EVALUATED_ROWS), device=device)
+        order = None if rows.step_len is None else rows.x.by_instrument()  # see WindowBatches, which would draw
+        return RowBatches(rows.x, batch_size=max(self.batch_size, EVALUATED_ROWS), order=order, device=device)
 
     def _evaluation(self, module: nn.Module, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of a batch, or with metric "ic" its mean daily correlation; by days where the batch is one of days."""
