@@ -18,6 +18,9 @@ from alphakernels.data.gather import Batch, Gather
 from alphakernels.data.windows import Windows
 
 
+ROWS_AHEAD = 1 << 14  # windows whose days are looked up at once
+
+
 class RowBatches(Gather):
     """A re-iterable stream of `Batch`; `len` is the number of batches of one pass, `n_rows` the rows of the data.
 
@@ -62,9 +65,17 @@ class RowBatches(Gather):
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
         positions = None if self._as_they_stand else self._at_rest(order)
+        ahead = max(1, ROWS_AHEAD // self.batch_size)
+        days, before = None, 0
         for number in range(len(self)):
             piece = slice(number * self.batch_size, min((number + 1) * self.batch_size, self.n_rows))
-            yield self._batch(order[piece], piece if positions is None else positions[piece])
+            if self._windows is not None and number % ahead == 0:
+                days, before = self._windows.positions(order[piece.start : piece.start + ahead * self.batch_size]), piece.start
+            yield self._batch(
+                order[piece],
+                piece if positions is None else positions[piece],
+                days=None if days is None else days[piece.start - before : piece.stop - before],
+            )
 
     def _order(self) -> np.ndarray:
         """The rows as this pass takes them: int64 [N]."""
@@ -180,7 +191,7 @@ class DayBatches(Gather):
             rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
             rows = rows if self._rows is None else self._rows[rows]
             where = self._at_rest(rows)
-        batch = self._batch(rows, where, torch.from_numpy(offsets))
+        batch = self._batch(rows, where, offsets=torch.from_numpy(offsets))
         if self.days_per_batch == 1 or batch.y is None:
             return batch
         labelled = self._labelled[days]

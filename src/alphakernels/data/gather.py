@@ -93,18 +93,21 @@ class Gather:
         """Positions where the data rests, to cut by."""
         return torch.from_numpy(rows).to(self.data_device)
 
-    def _batch(self, rows: np.ndarray, where: slice | Tensor, offsets: Tensor | None = None) -> Batch:
+    def _batch(
+        self, rows: np.ndarray, where: slice | Tensor, *, days: np.ndarray | None = None, offsets: Tensor | None = None
+    ) -> Batch:
         """The batch of some rows.
 
         Args:
             rows: their positions in the segment, int64 [B].
             where: the same as a slice, or as `_at_rest` gives it.
+            days: the windows' positions [B, T] in the source, where they are known already.
         """
         if self._windows is None:
             x = self._cut(self._x, where)
         else:
-            positions = self._windows.positions(rows)  # [B, T]
-            x = self._cut(self._x, self._at_rest(positions.reshape(-1))).view(*positions.shape, self._x.shape[1])
+            days = self._windows.positions(rows) if days is None else days
+            x = self._cut(self._x, self._at_rest(days.reshape(-1))).view(*days.shape, self._x.shape[1])
         by_row = {name: self._cut(tensor, where) for name, tensor in self._by_row.items()}
         extras = {name: by_row[key] for name, key in self._extra_names.items()}
         return Batch(x, by_row.get("y"), rows, extras, by_row.get("weight"), offsets)
