@@ -23,12 +23,11 @@ void linear_tanh(const LinearTanh<T>& a, T* y) {
   Scratch<T> packed(packed_size<T>(a.inputs, a.outputs));
   pack_transposed<T>(a.weight, a.inputs, a.inputs, a.outputs, packed);
   const int64_t rows = block_rows(a.steps);
+  const int64_t most = rows * a.steps / 2;  // days of a block up to which it is worth it to do them apart
   parallel_for((a.batch + rows - 1) / rows, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> tokens(rows * a.steps * a.inputs);
-    for (int64_t first = begin * rows; first < std::min(a.batch, end * rows); first += rows) {
-      const int64_t n = std::min(rows, a.batch - first), count = n * a.steps;
-      T* const to = y + first * a.steps * a.outputs;
-      gather_tokens<T>(a, first, n, tokens, a.inputs);
+    Scratch<T> tokens(rows * a.steps * a.inputs), apart(most * a.outputs);
+    Scratch<int32_t> place(rows * a.steps);
+    const auto forward = [&](int64_t count, T* to) {
       multiply<T>(count, a.outputs, a.inputs, {tokens, a.inputs, 1}, packed, to, a.outputs);
       for (int64_t i = 0; i < count; ++i)
         each_column_once<T>(a.outputs, [&](auto pack, int64_t j) {
@@ -36,6 +35,20 @@ void linear_tanh(const LinearTanh<T>& a, T* y) {
           const P z = load<P>(to + i * a.outputs + j);
           store(to + i * a.outputs + j, tanh<P, T>(a.bias != nullptr ? z + load<P>(a.bias + j) : z));
         });
+    };
+    for (int64_t first = begin * rows; first < std::min(a.batch, end * rows); first += rows) {
+      const int64_t n = std::min(rows, a.batch - first);
+      T* const to = y + first * a.steps * a.outputs;
+      const int64_t days = distinct_days<T>(a.x, first, n, a.steps, a.inputs, most, tokens, place);
+      if (days == 0) {
+        gather_tokens<T>(a, first, n, tokens, a.inputs);
+        forward(n * a.steps, to);
+        continue;
+      }
+      forward(days, apart);
+      for (int64_t r = 0; r < n; ++r)
+        for (int64_t t = 0; t < a.steps; ++t)
+          std::copy_n(apart + place[t * n + r] * a.outputs, a.outputs, to + (r * a.steps + t) * a.outputs);
     }
   });
 }

@@ -36,6 +36,29 @@ void gather(const SequenceView<const T>& from, const Patch& p, int64_t columns, 
     }
 }
 
+// Windows that slide along a history hold the same days: a row's are the row's before one step earlier, which is found by comparing
+// bits. Copies the distinct days of rows [first, first + rows) to `days`, writes to place[t * rows + r] which of them stands where, and
+// returns their number: 0 where there are more than `most`, or where days are not side by side in memory.
+template <class T>
+int64_t distinct_days(const SequenceView<const T>& x, int64_t first, int64_t rows, int64_t steps, int64_t columns, int64_t most, T* days,
+                      int32_t* place) {
+  if (most == 0 || columns == 0 || x.column != 1) return 0;
+  const size_t bytes = static_cast<size_t>(columns) * sizeof(T);
+  int64_t count = 0;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t t = 0; t < steps; ++t) {
+      const T* const day = x.at(first + r, t);
+      if (r > 0 && t + 1 < steps && std::memcmp(day, x.at(first + r - 1, t + 1), bytes) == 0) {
+        place[t * rows + r] = place[(t + 1) * rows + r - 1];
+        continue;
+      }
+      if (count == most) return 0;
+      std::memcpy(days + count * columns, day, bytes);
+      place[t * rows + r] = static_cast<int32_t>(count++);
+    }
+  return count;
+}
+
 // The inverse of gather.
 template <class T>
 void scatter(const T* from, int64_t stride, const Patch& p, int64_t columns, const SequenceView<T>& to) {

@@ -163,8 +163,7 @@ void run_step(const Step<T>& step, const PackedLayer<Cell, T>& packed, int64_t r
       step_tile_of<Cell, T, tile>(std::min<int64_t>(tile, rows - row), step, packed, row, unit, hidden);
 }
 
-// Windows that slide along a history: where the row before holds a row's days one step later, these have one product with the first
-// layer's weights, the same bits. A tile's distinct days are found by comparing them, and multiplied at once.
+// The first layer's products of a tile's distinct days.
 template <class T>
 class SharedDays {
  public:
@@ -174,34 +173,18 @@ class SharedDays {
 
   // Whether rows [first, first + rows) share so many days that it is worth it: then their products are there.
   bool multiply(const RecurrentArguments<T>& a, int64_t first, int64_t rows, const T* weights) {
-    const RecurrentSizes& s = a.sizes;
-    if (most_ == 0 || a.x.column != 1) return false;
-    const size_t bytes = static_cast<size_t>(s.input) * sizeof(T);
-    int64_t count = 0;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t t = 0; t < s.steps; ++t) {
-        const T* const day = a.x.at(first + r, t);
-        int32_t& place = place_[static_cast<size_t>(t * rows + r)];
-        if (r > 0 && t + 1 < s.steps && std::memcmp(day, a.x.at(first + r - 1, t + 1), bytes) == 0) {
-          place = place_[static_cast<size_t>((t + 1) * rows + r - 1)];
-        } else if (count == most_) {
-          return false;
-        } else {
-          std::memcpy(days_ + count * s.input, day, bytes);
-          place = static_cast<int32_t>(count++);
-        }
-      }
-    ak::AK_ISA::multiply<T>(count, stride_, s.input, {days_, s.input, 1}, weights, products_, stride_);
-    return true;
+    const int64_t columns = a.sizes.input, count = distinct_days<T>(a.x, first, rows, a.sizes.steps, columns, most_, days_, place_.data());
+    ak::AK_ISA::multiply<T>(count, stride_, columns, {days_, columns, 1}, weights, products_, stride_);
+    return count > 0;
   }
-  const T* products() const { return products_; }                                                       // [..][stride]
+  const T* products() const { return products_; }                                           // [..][stride]
   const int32_t* place(int64_t t, int64_t rows) const { return place_.data() + t * rows; }  // [rows], of a step's products
 
  private:
   // Distinct days up to which it is worth it; none where even the windows of one instrument have more.
   static int64_t most(const RecurrentSizes& s, int64_t rows, int64_t stride) {
     const int64_t n = std::min(rows * s.steps / 4, kFusedBytes / (stride * static_cast<int64_t>(sizeof(T))));
-    return s.input > 0 && n >= rows + s.steps - 1 ? n : 0;
+    return n >= rows + s.steps - 1 ? n : 0;
   }
 
   int64_t most_, stride_;

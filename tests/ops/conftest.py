@@ -58,3 +58,19 @@ def host_kernels(tmp_path_factory):
     if recurrent_on_host.COMPILER is None:
         pytest.skip("no C++ compiler")
     return recurrent_on_host.build(tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture
+def sliding_windows():
+    """sliding_windows(steps, columns, dtype): 150 windows [B, T, columns] of three histories, 50 of each side by side in time, as kernels find
+    them that look for days which a window and the next have in common; with days that only some of the windows see alike."""
+
+    def make(steps: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        histories = torch.randn(3, 50 + steps - 1, columns, dtype=dtype)
+        x = histories.unfold(1, steps, 1).transpose(2, 3).reshape(150, steps, columns).clone()
+        x[7, 3, 2] += 1
+        x[20, 4:] = x[20, 3].clone()  # filled
+        x[60:62, 5] = float("nan")
+        return x
+
+    return make

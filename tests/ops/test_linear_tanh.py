@@ -19,6 +19,14 @@ def test_a_row_does_not_depend_on_its_batch_or_layout() -> None:
         assert torch.equal(ops.linear_tanh(x.permute(order).contiguous().permute(back), weight, bias), whole)
 
 
+def test_windows_that_slide_along_a_history_are_the_same_bits_as_apart(sliding_windows) -> None:
+    x, weight, bias = sliding_windows(12, 6), torch.randn(50, 6), torch.randn(50)
+    found = ops.linear_tanh(x, weight, bias)
+    apart = torch.cat([ops.linear_tanh(row[None], weight, bias) for row in x])
+    assert torch.equal(found.nan_to_num(nan=9.0), apart.nan_to_num(nan=9.0))
+    assert found.isnan().any(2).any(1).sum() == 2
+
+
 def test_threads_do_not_change_a_bit(threads) -> None:
     x, upstream = torch.randn(301, 20, 9), torch.randn(301, 20, 33)
     weight, bias = torch.randn(33, 9, requires_grad=True), torch.randn(33, requires_grad=True)

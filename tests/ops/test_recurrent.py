@@ -99,21 +99,14 @@ def test_the_last_state_alone_is_the_sequences_last(cell):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_windows_that_slide_along_a_history_are_the_same_bits_as_apart(cell, dtype):
-    inputs, hidden, steps = 6, 20, 12
-    network = stack(cell, inputs, hidden, 2, dtype)
-    histories = torch.randn(3, 50 + steps - 1, inputs, dtype=dtype)  # of each instrument 50 windows, one after the other
-    x = histories.unfold(1, steps, 1).transpose(2, 3).reshape(150, steps, inputs).clone()
-    x[7, 3, 2] += 1  # a day that the windows beside it see otherwise
-    x[20, 4:] = x[20, 3].clone()  # filled
-    x[60:62, 5] = float("nan")
+def test_windows_that_slide_along_a_history_are_the_same_bits_as_apart(cell, dtype, sliding_windows):
+    network, x = stack(cell, 6, 20, 2, dtype), sliding_windows(12, 6, dtype)
     for order in (torch.arange(150), torch.arange(150).flip(0)):
         with torch.no_grad(), ak.use_backend("cpp"):
             found = by_us(network, cell)(x[order])
-            alone = [torch.cat(parts, dim) for parts, dim in zip(
-                zip(*(by_us(network, cell)(x[row : row + 1]) for row in order), strict=True), (0, 1, 1)[: len(found)], strict=True)]
-        for together, apart in zip(found, alone, strict=True):
-            assert torch.equal(together.nan_to_num(nan=9.0), apart.nan_to_num(nan=9.0))
+            rows = [by_us(network, cell)(x[row : row + 1]) for row in order]
+        for dim, (together, apart) in enumerate(zip(found, zip(*rows, strict=True), strict=True)):
+            assert torch.equal(together.nan_to_num(nan=9.0), torch.cat(apart, min(dim, 1)).nan_to_num(nan=9.0))
         assert found[0].isnan().any(2).any(1).sum() == 2
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from alphakernels.data.gather import Batch, Gather
 from alphakernels.data.windows import Windows
 
-
 ROWS_AHEAD = 1 << 14  # windows whose days are looked up at once
 
 
