@@ -211,6 +211,9 @@ def recurrent(
         output [B, T, H] ([T, B, H] where not `batch_first`; without `sequence` its T is 0): the top layer's hidden state at each
         step; h_n [layers, B, H] and, of an LSTM, c_n [layers, B, H]: the states after the last step. In x's dtype.
 
+    On the CPU, in inference, rows that hold the days of the row before them one step on (windows of one history, in order) share the
+    first layer's products: the same bits in less time.
+
     On a GPU the CUDA kernels take hidden sizes up to 128, as far as the weights fit beside what a block has of shared memory; float32
     is rounded to TF32 where `torch.backends.cudnn.rnn.fp32_precision` allows that, as in torch's own. Where there is no kernel for the
     tensors (half precision on the CPU, a GPU without the CUDA library), or torch's own is the faster at their size, torch's own runs;
