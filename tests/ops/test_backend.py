@@ -163,5 +163,7 @@ def test_transforms_of_torch_func_take_the_reference():
     loss(leaf).backward()
     assert "sparsemax: cpp" in seen[1]
     torch.testing.assert_close(found, leaf.grad)
+    with ak.use_backend("reference"):
+        torch.testing.assert_close(torch.func.grad(lambda x: ops.sparsemax(x).square().sum())(x), found)
     with ak.use_backend("cpp"), pytest.raises(RuntimeError, match="sparsemax: the cpp kernel was asked for and cannot run: torch.func's"):
         torch.func.grad(lambda x: ops.sparsemax(x).sum())(x)

@@ -144,7 +144,11 @@ def _transformed() -> str | None:
 
 def choose(op: Op, tensor: torch.Tensor) -> str:
     """The kernel that runs `op` on tensors like this one: "cpp", "triton", or "reference"."""
-    if _requested == "reference" or _transformed() is not None:
+    return _chosen(op, tensor, _transformed())
+
+
+def _chosen(op: Op, tensor: torch.Tensor, transformed: str | None) -> str:
+    if _requested == "reference" or transformed is not None:
         return "reference"
     return _kernel(op.name, tensor.device.type, tensor.dtype, _requested)
 
@@ -170,13 +174,11 @@ def run(
     """
     compiling = torch.compiler.is_compiling()
     better = torch_is_better() if torch_is_better is not None and _requested == "auto" and not compiling else None
-    kernel = choose(op, tensor)
     transformed = _transformed()
-    if transformed is not None and _requested not in ("auto", "reference"):
-        raise RuntimeError(f"{op.name}: the {_requested} kernel was asked for and cannot run: {transformed}")
+    kernel = _chosen(op, tensor, transformed)
     beyond = limit(kernel) if limit is not None and kernel != "reference" else transformed
-    if beyond is not None and _requested == kernel:
-        raise RuntimeError(f"{op.name}: the {kernel} kernel was asked for and cannot run: {beyond}")
+    if beyond is not None and _requested not in ("auto", "reference"):
+        raise RuntimeError(f"{op.name}: the {_requested} kernel was asked for and cannot run: {beyond}")
     better = beyond or better
     kernel = kernel if better is None else "reference"
     by_torch = kernel == "reference" and native is not None and _requested == "auto" and transformed is None
@@ -214,7 +216,7 @@ def watch_torch(name: str, tensor: torch.Tensor, reason: str) -> None:
 
 def explain(function: Callable, *args, **kwargs) -> Explanation:
     """Runs `function(*args, **kwargs)`, an op of `alphakernels.ops` or a module that calls one, and says which kernel ran and
-    why not another.
+    why not another. Under torch.no_grad that is the kernel of inference, which need not be the one of training.
 
     Returns:
         The `Explanation` of the call; where several ops were called, of the first.
@@ -225,8 +227,7 @@ def explain(function: Callable, *args, **kwargs) -> Explanation:
     global _watch
     before, _watch = _watch, []
     try:
-        with torch.no_grad():
-            function(*args, **kwargs)
+        function(*args, **kwargs)
         seen = _watch
     finally:
         _watch = before
