@@ -6,7 +6,7 @@ namespace {
 constexpr int64_t kTile = 64;        // batch rows of a tile, at most
 constexpr int64_t kChunkRows = 192;  // depth of a product that adds to the weight gradients: steps of a chunk times rows of the tile
 
-constexpr int64_t kLarge = int64_t{1} << 27;  // multiplications of the weight gradients from which on one group is too slow for one thread
+constexpr int64_t kLarge = int64_t{1} << 24;  // multiplications of the weight gradients from which on one group is too slow for one thread
 
 // The batch is cut into groups by the sizes alone. A group's tiles add to one set of weight gradients, and the sets are added in
 // order: the same sums for any number of threads.
@@ -310,6 +310,14 @@ class Backward {
     drop(dropout_, l - 1, p, s_.batch, s_.hidden, dx, columns);
   }
 
+  // from [rows][stride] to [columns][rows].
+  static void transpose_to(const T* from, int64_t stride, int64_t rows, int64_t columns, T* to) {
+    int64_t j = 0;
+    for (; j + kLanes<T> <= rows; j += kLanes<T>) transpose_lanes<T>(from + j * stride, stride, columns, kLanes<T>, to + j, rows);
+    for (; j < rows; ++j)
+      for (int64_t k = 0; k < columns; ++k) to[k * rows + j] = from[j * stride + k];
+  }
+
   // Adds the groups' sets in order, and puts rows and columns into torch's places.
   void reduce(T* sets, int64_t groups) {
     parallel_for(set_size_, 16384 / groups, [&](int64_t first, int64_t last) {
@@ -327,14 +335,16 @@ class Backward {
       T* const w_x = to;
       T* const w_h = w_x + rows_ * width;
       T* const b_x = w_h + rows_ * hidden;
-      parallel_for(rows_, 1 + 16384 / (width + hidden), [&](int64_t first, int64_t last) {
-        for (int64_t k = first; k < last; ++k) {
-          const int64_t row_x = Cell::kRowOfX[k / hidden] * hidden + k % hidden, row_h = Cell::kRowOfH[k / hidden] * hidden + k % hidden;
-          for (int64_t j = 0; j < width; ++j) w_x[row_x * width + j] = x[j * columns + k];
-          for (int64_t j = 0; j < hidden; ++j) w_h[row_h * hidden + j] = h[j * columns + k];
+      parallel_for(rows_, 1 + 65536 / (width + hidden), [&](int64_t first, int64_t last) {
+        for (int64_t k = first, end; k < last; k = end) {  // a gate's units lie side by side
+          const int64_t gate = k / hidden, unit = k % hidden;
+          end = std::min(last, (gate + 1) * hidden);
+          const int64_t row_x = Cell::kRowOfX[gate] * hidden + unit, row_h = Cell::kRowOfH[gate] * hidden + unit;
+          transpose_to(x + k, columns, width, end - k, w_x + row_x * width);
+          transpose_to(h + k, columns, hidden, end - k, w_h + row_h * hidden);
           if (!biases) continue;
-          b_x[row_x] = x[width * columns + k];
-          b_x[rows_ + row_h] = h[hidden * columns + k];
+          std::memcpy(b_x + row_x, x + width * columns + k, static_cast<size_t>(end - k) * sizeof(T));
+          std::memcpy(b_x + rows_ + row_h, h + hidden * columns + k, static_cast<size_t>(end - k) * sizeof(T));
         }
       });
       to = b_x + (biases ? 2 * rows_ : 0);

@@ -196,7 +196,11 @@ def test_torchs_own_runs_where_no_kernel_can_or_it_is_faster():
     x = torch.randn(3, 2, 6)
     assert ak.explain(ops.recurrent, x, weights_of(small), cell="lstm").kernel == "cpp"
     several = weights_of(stack("lstm", 6, 300, 1, torch.float32))
-    assert [ak.explain(ops.recurrent, x[:rows], several, cell="lstm").kernel for rows in (1, 3)] == ["torch", "cpp"]
+    for keep, limit in ((False, 2), (True, 6)):
+        with torch.set_grad_enabled(keep):
+            told = [ak.explain(ops.recurrent, torch.randn(rows, 2, 6), several, cell="lstm") for rows in (limit - 1, limit)]
+        assert [explanation.kernel for explanation in told] == ["torch", "cpp"]
+        assert f"fewer than {limit} rows at hidden size 300, these are {limit - 1}" in told[0].reasons["cpp"]
     half = [w.bfloat16() for w in weights_of(small)]
     told = ak.explain(ops.recurrent, x.bfloat16(), half, cell="lstm")
     assert told.kernel == "torch" and "bfloat16" in told.reasons["cpp"]

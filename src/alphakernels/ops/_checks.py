@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,14 +28,21 @@ def require_rank(op: str, what: str, x: Tensor, rank: int, shape: str) -> None:
         require(False, op, what, f"of shape {shape}", list(x.shape))
 
 
+def all_like(tensors: Sequence[object], like: Tensor, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether these are tensors of `like`'s device and dtype and of these shapes."""
+    device, dtype = like.device, like.dtype
+    for x, shape in zip(tensors, shapes, strict=True):
+        if not (isinstance(x, Tensor) and x.shape == shape and x.dtype is dtype and x.device == device):
+            return False
+    return True
+
+
 def require_like(op: str, what: str, x: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> None:
     """A tensor of `like`'s device and dtype and of this shape, or None."""
-    if x is None:
+    if x is None or all_like((x,), like, (shape,)):
         return
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {what} must be a torch.Tensor, got {type(x).__name__}")
-    if x.device == like.device and x.dtype == like.dtype and x.shape == shape:
-        return
     require(x.device == like.device, op, what, f"on {like.device}", x.device)
     require(x.dtype == like.dtype, op, what, f"of dtype {like.dtype}", x.dtype, TypeError)
     require(tuple(x.shape) == shape, op, what, f"of shape {list(shape)}", list(x.shape))

@@ -118,34 +118,51 @@ define(
 )
 
 
+def _shapes(cell: str, width: int, hidden: int, layers: int, biases: bool) -> list[tuple[int, ...]]:
+    """Of the weights in order."""
+    rows, shapes = GATES[cell] * hidden, []
+    for number in range(layers):
+        shapes += ((rows, hidden if number > 0 else width), (rows, hidden))
+        if biases:
+            shapes += ((rows,), (rows,))
+    return shapes
+
+
 def _check(x, weights, cell, h0, c0, biases, batch_first, dropout) -> None:
     op = "recurrent"
-    _checks.require(cell in GATES, op, "cell", "'gru' or 'lstm'", repr(cell))
+    if cell not in GATES:
+        _checks.require(False, op, "cell", "'gru' or 'lstm'", repr(cell))
     _checks.require_float(op, "x", x)
     _checks.require_rank(op, "x", x, 3, "[B, T, I]" if batch_first else "[T, B, I]")
     per_layer = 4 if biases else 2
-    _checks.require(
-        len(weights) > 0 and len(weights) % per_layer == 0, op, "weights", f"{per_layer} tensors a layer", f"{len(weights)} tensors"
-    )
-    _checks.require(isinstance(weights[1], Tensor) and weights[1].dim() == 2, op, "weight_hh", "of shape [GH, H]", weights[1])
+    if len(weights) == 0 or len(weights) % per_layer > 0:
+        _checks.require(False, op, "weights", f"{per_layer} tensors a layer", f"{len(weights)} tensors")
+    if not isinstance(weights[1], Tensor) or weights[1].dim() != 2:
+        _checks.require(False, op, "weight_hh", "of shape [GH, H]", weights[1])
     batch, steps, hidden, layers = _layout(x, weights, biases, batch_first)
-    _checks.require(steps > 0, op, "x", "of at least one time step", list(x.shape))
-    width = x.shape[2]
-    first = weights[0]
-    if isinstance(first, Tensor) and first.dim() == 2:  # of the two that do not fit, x is likelier the wrong one
-        _checks.require(width == first.shape[1], op, "x", f"of {first.shape[1]} features, as weight_ih_l0 has columns", list(x.shape))
-        _checks.require(x.dtype == first.dtype, op, "x", f"of dtype {first.dtype}, as weight_ih_l0", x.dtype, TypeError)
-    for number in range(layers):
-        rows = GATES[cell] * hidden
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[:per_layer]
-        shapes = ((rows, width), (rows, hidden), (rows,), (rows,))
-        for name, shape, weight in zip(names, shapes, weights[number * per_layer :], strict=False):
-            _checks.require_like(op, f"{name}_l{number}", weight, x, shape)
-        width = hidden
+    if steps == 0:
+        _checks.require(False, op, "x", "of at least one time step", list(x.shape))
+    shapes = _shapes(cell, x.shape[2], hidden, layers, biases)
+    if not _checks.all_like(weights, x, shapes):
+        _refuse(op, x, weights, shapes, per_layer)
     _checks.require_like(op, "h0", h0, x, (layers, batch, hidden))
     _checks.require_like(op, "c0", c0, x, (layers, batch, hidden))
     _checks.require(c0 is None or cell == "lstm", op, "c0", "None for a GRU", "a tensor")
     _checks.require(0 <= dropout <= 1, op, "dropout", "a probability", dropout)
+
+
+def _refuse(op: str, x: Tensor, weights: list[Tensor], shapes: list[tuple[int, ...]], per_layer: int) -> None:
+    """Raises for x or for the first weight that does not fit it."""
+    first = weights[0]
+    if isinstance(first, Tensor) and first.dim() == 2:  # of the two, x is likelier the wrong one
+        columns = first.shape[1]
+        _checks.require(x.shape[2] == columns, op, "x", f"of {columns} features, as weight_ih_l0 has columns", list(x.shape))
+        _checks.require(x.dtype == first.dtype, op, "x", f"of dtype {first.dtype}, as weight_ih_l0", x.dtype, TypeError)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+        name = f"{names[i % per_layer]}_l{i // per_layer}"
+        _checks.require(weight is not None, op, name, "a torch.Tensor", None, TypeError)
+        _checks.require_like(op, name, weight, x, shape)
 
 
 def _by_torch(x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dropout, keep):
@@ -166,18 +183,18 @@ def _by_torch(x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dro
 def _why_torch(x: Tensor, cell: str, batch: int, hidden: int, keep: bool) -> str | None:
     """Why torch's own kernel is the faster one for this call; None where ours is. Of a GRU torch has no kernel on the CPU.
 
-    The limits are measured (Zen 4, 2 threads, H 16 to 1024, B 1 to 800): weights that outgrow the cache favour oneDNN's matrix products
-    where few rows share them.
+    The limits are measured (Zen 5, 2 threads, H 16 to 800, B 1 to 40, T 20 and 60): weights that outgrow the cache favour oneDNN's matrix
+    products where few rows share them.
     """
     if cell == "gru" or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return None
     if not keep:
         if hidden > 512:
             return f"oneDNN's LSTM is faster beyond hidden size 512, this one is {hidden}"
-        limit = 8 if hidden >= 384 else 2 if hidden >= 192 else 0
+        limit = 8 if hidden >= 384 else 2 if hidden >= 256 else 0
         return f"oneDNN's LSTM is faster with fewer than {limit} rows at hidden size {hidden}, these are {batch}" if batch < limit else None
-    limit = max(16, hidden**2 // 6000)
-    if hidden >= 128 and batch < limit:
+    limit = hidden**2 // 14000
+    if batch < limit:
         return f"oneDNN's LSTM trains faster with fewer than {limit} rows at hidden size {hidden}, these are {batch}"
     return None
 
@@ -229,9 +246,7 @@ def recurrent(
     _check(x, weights, cell, h0, c0, biases, batch_first, dropout)
     batch, _, hidden, layers = _layout(x, weights, biases, batch_first)
     dropout = float(dropout) if layers > 1 else 0.0
-    tensors = [t for t in (x, h0, c0, *weights) if t is not None]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*weights, x, h0, c0))
     seed = _random.draw_seed(x.device) if dropout > 0 else None
     arguments = (x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dropout, keep)
     output, h_n, c_n, _, _ = _backend.run(
