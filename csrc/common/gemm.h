@@ -237,12 +237,17 @@ inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Operand
     // The next block of A comes into L2 while this one is multiplied: its rows are too short for the processor to foresee.
     const int64_t ahead = a.step == 1 ? std::clamp<int64_t>(rows - i0 - block, 0, block) : 0;
     const int64_t share = (ahead + panels - 1) / panels;
+    // Tiles of about the same height: one of a row or two would wait for its own sums.
+    const int64_t count = std::min(block, rows - i0), tiles = (count + kTileRows - 1) / kTileRows, height = count / tiles;
+    const int64_t taller = count % tiles;
     for (int64_t p = 0, j = 0; p < panels; ++p, j += kPanel<T>) {
       for (int64_t i = i0 + block + p * share; i < i0 + block + std::min(ahead, (p + 1) * share); ++i)
         for (int64_t k = 0; k < depth; k += line) __builtin_prefetch(a.data + i * a.row + k, 0, 2);
-      for (int64_t i = i0; i < std::min(i0 + block, rows); i += kTileRows)
-        tile_of<T>(std::min<int64_t>(kTileRows, rows - i), {a.data + i * a.row, a.row, a.step}, b.data + j * b.column, b.step, depth,
-                   c + i * stride + j, stride, std::min(kPanel<T>, columns - j), add);
+      for (int64_t i = i0, t = 0, n; t < tiles; i += n, ++t) {
+        n = height + (t < taller);
+        tile_of<T>(n, {a.data + i * a.row, a.row, a.step}, b.data + j * b.column, b.step, depth, c + i * stride + j, stride,
+                   std::min(kPanel<T>, columns - j), add);
+      }
     }
   }
 }

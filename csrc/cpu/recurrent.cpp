@@ -103,6 +103,12 @@ template <class Cell, class T, int rows>
 #pragma GCC unroll 4
     for (int64_t g = 0; g < gates; ++g)
       sum[i][g] = step.x_depth > 0 ? Vec<T>{} : load<Vec<T>>(x(i) + unit * gates + g * lanes);
+  // The lines of what is kept come in while the products run: in a cache that others share they are seldom there.
+  for (int64_t r = row; step.gates != nullptr && !step.stream && r < row + rows; ++r) {
+    for (int64_t g = 0; g < 4; ++g) __builtin_prefetch(step.gates + (4 * r + g) * hidden + unit, 1);
+    if (step.hidden != nullptr) __builtin_prefetch(step.hidden + r * step.hidden_stride + unit, 1);
+    if constexpr (Cell::kCellState) __builtin_prefetch(step.cell + r * hidden + unit, 1);
+  }
   add_products(step.x + row * step.x_stride, step.x_stride, step.x_depth, w_x, kPanel<T>, sum);
 #pragma GCC unroll 4
   for (int64_t g = 0; g < gates; ++g)

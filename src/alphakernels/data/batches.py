@@ -182,7 +182,8 @@ class DayBatches(Gather):
 
     def _batch_of_days(self, days: np.ndarray) -> Batch:
         begin, end = self._begin[days], self._begin[days + 1]
-        offsets = np.r_[0, np.cumsum(end - begin)]
+        offsets = np.zeros(len(days) + 1, np.int64)
+        np.cumsum(end - begin, out=offsets[1:])
         if self._rows is None and (begin[1:] == end[:-1]).all():
             where: slice | Tensor = slice(int(begin[0]), int(end[-1]))
             rows = np.arange(where.start, where.stop)
