@@ -5,7 +5,8 @@ namespace {
 
 constexpr int64_t kTile = 60;        // batch rows of a tile, at most
 constexpr int64_t kChunkRows = 128;  // rows of a batched input projection: steps of a chunk times rows of the tile
-constexpr int64_t kFusedBytes = int64_t{512} << 10;  // of a layer's weights, which stay in L2 while all of a tile's rows pass by them
+// Of a layer's weights, or of the shared days' products: as much as stays in L2 while all of a tile's rows pass by.
+constexpr int64_t kFusedBytes = int64_t{512} << 10;
 
 // One register of units is worked through with all its gates: columns of the packed weights come in groups of kLanes units, gate after
 // gate, the last group padded with zeros.
