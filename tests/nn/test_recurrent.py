@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.utils.parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import alphakernels as ak
@@ -103,6 +104,34 @@ def test_copies_casts_and_functional_calls(ours, theirs):
     zeros = {name: torch.zeros_like(p) for name, p in one.named_parameters()}
     assert not torch.func.functional_call(one, zeros, (x,))[0].any()
     assert_close("float64", one.double()(x.double())[0], other.double()(x.double())[0])
+
+
+def test_one_stock_of_a_large_lstm_goes_straight_to_torchs_own():
+    """What has to hold all the same: requests, weights from elsewhere, messages, what explain says."""
+    one, other = pair(nn.LSTM, torch.nn.LSTM, 3, 300)
+    x, states = torch.randn(5, 1, 3), (torch.randn(1, 1, 300), torch.randn(1, 1, 300))
+    for hx in (None, states):
+        for found, expected in zip(flat(one(x, hx)), flat(other(x, hx)), strict=True):
+            assert torch.equal(found, expected)
+    told = ak.explain(one, x)
+    assert told.kernel == "torch" and "oneDNN's LSTM trains faster with fewer than 6 rows" in told.reasons["cpp"]
+    assert ak.explain(one, x[:, 0]).kernel == "torch"  # by the op
+    with ak.use_backend("cpp"):
+        assert ak.explain(one, x).kernel == "cpp"
+        assert_close("asked for", one(x)[0], other(x)[0])
+    zeros = {name: torch.zeros_like(p) for name, p in one.named_parameters()}
+    assert not torch.func.functional_call(one, zeros, (x,))[0].any()
+    torch.nn.utils.parametrize.register_parametrization(one, "weight_hh_l0", Halved())
+    with torch.no_grad():
+        other.weight_hh_l0.mul_(0.5)
+    assert_close("parametrized", one(x)[0], other(x)[0])
+    with pytest.raises(ValueError, match="LSTM: input must be of shape"):
+        one(x[None])
+
+
+class Halved(torch.nn.Module):
+    def forward(self, weight):
+        return 0.5 * weight
 
 
 @TWINS

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
 from ..ops import _backend, _checks
+from ..ops.recurrent.op import why_torch
 
 
 class _Stack(nn.RNNBase):
@@ -121,12 +123,24 @@ class LSTM(_Stack):
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     permute_hidden = nn.LSTM.permute_hidden
 
+    def _slower(self, input: Tensor) -> str | None:
+        """Why torch's own is the faster one, or None. The op would find the same; found here, one stock is spared the way through it."""
+        held = self._parameters
+        if input.dim() != 3 or torch.is_autocast_enabled(input.device.type) or not _backend.automatic():
+            return None
+        if any(name not in held for name in self._flat_weights_names):  # torch's own would not see what a parametrization makes of them
+            return None
+        keep = torch.is_grad_enabled() and (input.requires_grad or any(p.requires_grad for p in held.values()))
+        return why_torch(input, "lstm", input.shape[0 if self.batch_first else 1], self.hidden_size, keep)
+
     def forward(self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None):
         reason = self._uncovered(input)
+        if reason is None:
+            one = self._one_sequence(input)
+            reason = self._slower(input)
         if reason is not None:
             self._watch_torch(input, reason)
             return self._by_torch(input, hx)
-        one = self._one_sequence(input)
         pair = hx is None or isinstance(hx, (tuple, list)) and len(hx) == 2
         _checks.require(pair, "LSTM", "hx", "a pair (h_0, c_0)", type(hx).__name__, TypeError)
         h0, c0 = (self._state(name, state, one) for name, state in zip(("h_0", "c_0"), hx or (None, None), strict=True))

@@ -153,6 +153,11 @@ def _chosen(op: Op, tensor: torch.Tensor, transformed: str | None) -> str:
     return _kernel(op.name, tensor.device.type, tensor.dtype, _requested)
 
 
+def automatic() -> bool:
+    """Whether the fastest kernel is chosen here and now: none is asked for, and nothing traces or transforms the call."""
+    return _requested == "auto" and not torch.compiler.is_compiling() and _transformed() is None
+
+
 _watch: list[Explanation] | None = None
 
 

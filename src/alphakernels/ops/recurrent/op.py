@@ -180,10 +180,10 @@ def _by_torch(x, h0, c0, weights, seed, cell, biases, batch_first, sequence, dro
     return output, h_n, c_n[0] if c_n else None, None, None
 
 
-def _why_torch(x: Tensor, cell: str, batch: int, hidden: int, keep: bool) -> str | None:
+def why_torch(x: Tensor, cell: str, batch: int, hidden: int, keep: bool) -> str | None:
     """Why torch's own kernel is the faster one for this call; None where ours is. Of a GRU torch has no kernel on the CPU.
 
-    The limits are measured (Zen 5, 2 threads, H 16 to 800, B 1 to 40, T 20 and 60): weights that outgrow the cache favour oneDNN's matrix
+    The limits are measured (Zen 5, 2 threads, H 16 to 800, B 1 to 800, T 20 to 240): weights that outgrow the cache favour oneDNN's matrix
     products where few rows share them.
     """
     if cell == "gru" or x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
@@ -191,7 +191,7 @@ def _why_torch(x: Tensor, cell: str, batch: int, hidden: int, keep: bool) -> str
     if not keep:
         if hidden > 512:
             return f"oneDNN's LSTM is faster beyond hidden size 512, this one is {hidden}"
-        limit = 8 if hidden >= 384 else 2 if hidden >= 256 else 0
+        limit = 100 if hidden > 448 else 8 if hidden >= 384 else 2 if hidden >= 256 else 0
         return f"oneDNN's LSTM is faster with fewer than {limit} rows at hidden size {hidden}, these are {batch}" if batch < limit else None
     limit = hidden**2 // 14000
     if batch < limit:
@@ -255,7 +255,7 @@ def recurrent(
         x,
         *arguments,
         limit=lambda kernel: cuda.limit(x, cell, hidden, keep) if kernel == "cuda" else None,
-        torch_is_better=lambda: _why_torch(x, cell, batch, hidden, keep),
+        torch_is_better=lambda: why_torch(x, cell, batch, hidden, keep),
         # torch.compile cannot go backward through torch's own.
         native=None if keep and torch.compiler.is_compiling() else _by_torch,
     )
