@@ -125,8 +125,16 @@ def test_one_stock_of_a_large_lstm_goes_straight_to_torchs_own():
     with torch.no_grad():
         other.weight_hh_l0.mul_(0.5)
     assert_close("parametrized", one(x)[0], other(x)[0])
-    with pytest.raises(ValueError, match="LSTM: input must be of shape"):
-        one(x[None])
+    for given, hx, error, message in (
+        (x[None], None, ValueError, "LSTM: input must be of shape"),
+        (x[..., :2], None, ValueError, "recurrent: x must be of 3 features"),
+        (x[:0], None, ValueError, "recurrent: x must be of at least one time step"),
+        (x.double(), None, TypeError, "recurrent: x must be of dtype torch.float32"),
+        (x, states[:1], TypeError, "LSTM: hx must be a pair"),
+    ):
+        for network in (one, nn.LSTM(3, 300)):
+            with pytest.raises(error, match=message):
+                network(given, hx)
 
 
 class Halved(torch.nn.Module):

@@ -130,6 +130,9 @@ class LSTM(_Stack):
             return None
         if any(name not in held for name in self._flat_weights_names):  # torch's own would not see what a parametrization makes of them
             return None
+        first = held["weight_ih_l0"]
+        if input.shape[2] != first.shape[1] or input.dtype is not first.dtype or 0 in input.shape:
+            return None  # the op says what is wrong
         keep = torch.is_grad_enabled() and (input.requires_grad or any(p.requires_grad for p in held.values()))
         return why_torch(input, "lstm", input.shape[0 if self.batch_first else 1], self.hidden_size, keep)
 
@@ -137,7 +140,7 @@ class LSTM(_Stack):
         reason = self._uncovered(input)
         if reason is None:
             one = self._one_sequence(input)
-            reason = self._slower(input)
+            reason = self._slower(input) if hx is None else None  # the op looks at states
         if reason is not None:
             self._watch_torch(input, reason)
             return self._by_torch(input, hx)
