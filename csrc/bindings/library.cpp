@@ -1,6 +1,7 @@
-// The library itself: threads from torch, and the name of the instruction set for `doctor`.
+// The library itself: threads from torch, the name of the instruction set for `doctor`, and the pool's release.
 #include <torch/csrc/stable/ops.h>
 
+#include "../common/block_pool.h"
 #include "../common/isa.h"
 #include "../common/parallel.h"
 
@@ -21,3 +22,4 @@ void parallel_for_impl(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, 
 #endif
 
 AK_EXPORT const char* alphakernels_isa() { return ak::isa_name(); }
+AK_EXPORT int64_t alphakernels_release_blocks() { return static_cast<int64_t>(ak::release_blocks()); }

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "stable.h"
+#include "kept.h"
 
 namespace ak::bind {
 namespace {
@@ -85,8 +85,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent(const Tensor& x, co
   const int64_t shown = sequence ? steps : 0, unseen = layers - (sequence ? 1 : 0);
   const Tensor output = batch_first ? empty(x, {batch, shown, hidden}) : empty(x, {shown, batch, hidden});
   const Tensor h_n = empty(x, {layers, batch, hidden}), c_n = r.lstm ? empty(x, {layers, batch, hidden}) : empty(x, {0});
-  const Tensor gates = keep ? empty(x, {layers, steps, batch, 4 * hidden}) : empty(x, {0});
-  const Tensor states = keep ? empty(x, {unseen + (r.lstm ? layers : 0), steps, batch, hidden}) : empty(x, {0});
+  const Tensor gates = keep ? empty_kept(x, {layers, steps, batch, 4 * hidden}) : empty(x, {0});
+  const Tensor states = keep ? empty_kept(x, {unseen + (r.lstm ? layers : 0), steps, batch, hidden}) : empty(x, {0});
   if (r.anything())
     for_dtype(x, [&](auto t) {
       using T = decltype(t);

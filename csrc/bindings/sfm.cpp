@@ -1,7 +1,7 @@
 // sfm for the CPU key.
 #include "../cpu/sfm.h"
 
-#include "stable.h"
+#include "kept.h"
 
 namespace ak::bind {
 namespace {
@@ -42,8 +42,8 @@ std::tuple<Tensor, Tensor, Tensor> sfm(const Tensor& x, const Tensor& weight_x, 
   const Sfm given("sfm", x, weight_x, weight_h, bias, weight_a, bias_a, waves, mask);
   const SfmSizes& s = given.sizes;
   const int64_t kept = training ? s.batch : 0;
-  const Tensor result = empty(x, {s.batch, s.hidden}), hidden = empty(x, {kept, s.steps, s.hidden}),
-               gates = empty(x, {kept, s.steps, s.gates()});
+  const Tensor result = empty(x, {s.batch, s.hidden}), hidden = empty_kept(x, {kept, s.steps, s.hidden}),
+               gates = empty_kept(x, {kept, s.steps, s.gates()});
   if (s.hidden > 0)
     for_dtype(x, [&](auto t) {
       using T = decltype(t);

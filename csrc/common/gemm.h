@@ -12,6 +12,7 @@
 #include <new>
 #include <utility>
 
+#include "block_pool.h"
 #include "huge_pages.h"
 #include "simd.h"
 
@@ -31,17 +32,24 @@ template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t count) {
-    bytes_ = round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T)), 64);
-    data_ = static_cast<T*>(::operator new(static_cast<size_t>(bytes_), std::align_val_t(64)));
-    if (bytes_ >= int64_t{1} << 22) advise_huge_pages(data_, static_cast<size_t>(bytes_));
+    const int64_t bytes = round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T)), 64);
+    if (is_pooled(bytes)) block_ = take_block(static_cast<size_t>(bytes));
+    void* const data = block_.data != nullptr ? block_.data : ::operator new(static_cast<size_t>(bytes), std::align_val_t(64));
+    if (block_.data == nullptr && bytes >= int64_t{1} << 22) advise_huge_pages(data, static_cast<size_t>(bytes));
+    data_ = static_cast<T*>(data);
   }
-  ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
+  ~Scratch() {
+    if (block_.data != nullptr)
+      give_block(block_);
+    else
+      ::operator delete(data_, std::align_val_t(64));
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   operator T*() const { return data_; }
 
  private:
-  int64_t bytes_;
+  Block block_;
   T* data_;
 };
 

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import ops
 from .ops._backend import explain, use_backend
+from .ops._library import empty_cache
 
 try:
     __version__ = version("alphakernels")
@@ -16,7 +17,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _LAZY = ("data", "estimators", "models", "nn", "plotting", "swap", "testing", "training")
 _LAZY_FUNCTIONS = {"accelerate": "swap", "restore": "swap"}
 
-__all__ = ["__version__", "accelerate", "explain", "ops", "restore", "use_backend", *_LAZY]
+__all__ = ["__version__", "accelerate", "empty_cache", "explain", "ops", "restore", "use_backend", *_LAZY]
 
 
 def __getattr__(name: str):

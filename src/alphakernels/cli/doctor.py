@@ -11,7 +11,7 @@ import torch
 import alphakernels
 from alphakernels.ops import _backend, _library
 
-VARIABLES = ("ALPHAKERNELS_ISA", "ALPHAKERNELS_BUILD", "TRITON_INTERPRET", "OMP_NUM_THREADS")
+VARIABLES = ("ALPHAKERNELS_ISA", "ALPHAKERNELS_BUILD", "ALPHAKERNELS_KEEP_MEMORY", "TRITON_INTERPRET", "OMP_NUM_THREADS")
 
 
 def _version(package: str) -> str:

@@ -36,6 +36,7 @@ from alphakernels.estimators._device import own_random_streams, resolve_device
 from alphakernels.estimators._parameters import check_parameters
 from alphakernels.estimators._qlib_checkpoint import is_torch_file
 from alphakernels.estimators._segments import Rows, check_features, load_rows, weigh
+from alphakernels.ops._library import empty_cache
 from alphakernels.training import Callback, CheckpointError, load_module_state, load_tensors, save_tensors
 from alphakernels.training.loop import check_callbacks
 
@@ -221,7 +222,10 @@ class Estimator(SklearnInterface, ABC):
             capture=capture,
         )
         with own_random_streams(self.seed, device):
-            self._fit(context)
+            try:
+                self._fit(context)
+            finally:
+                empty_cache()  # what a step handed on to the next
         if save_path is not None:
             self.save(save_path)
         return self
