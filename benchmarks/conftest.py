@@ -234,10 +234,12 @@ def _driver() -> str | None:
 
 
 def _processor() -> str:
+    """With family and model: a virtual machine's name for its processor may be "AMD EPYC" for a Zen 4 and a Zen 5."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
+        return f"{known['model name']} (family {known['cpu family']}, model {known['model']})"
+    except (OSError, KeyError):
         return platform.processor()
 
 
