@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import alphakernels as ak
+from alphakernels.models import GRUNet, LSTMNet, SFMNet
 from alphakernels.ops import _library
 
 pytestmark = pytest.mark.skipif(
@@ -51,6 +52,37 @@ def test_a_step_gets_the_memory_of_the_step_before():
     assert gates(megabytes(36)).data_ptr() == place  # somewhat smaller: a day with fewer stocks
     assert ak.empty_cache() == 40 << 20
     assert ak.empty_cache() == 0
+
+
+def large_saved(result: torch.Tensor) -> list[torch.Tensor]:
+    """What the graph behind a result keeps in blocks of the pool."""
+    nodes, seen, found = [result.grad_fn], set(), []
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        kept = [t for t in getattr(node, "saved_tensors", ()) if t is not None]
+        found += [t for t in kept if t.nbytes > LARGEST_REUSED_BY_THE_C_LIBRARY]
+        nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+@pytest.mark.parametrize("network", [LSTMNet, GRUNet, SFMNet])
+def test_a_step_reads_nothing_of_the_step_before(network):
+    torch.manual_seed(0)
+    module, x = network(d_feat=3), torch.randn(1001, 3 * 40)
+    gradients = []
+    for _ in range(2):
+        result = module(x)
+        gradients.append(torch.autograd.grad(result.square().mean(), module.parameters(), retain_graph=True))
+        kept = large_saved(result)
+        assert kept
+        for tensor in kept:
+            tensor.fill_(torch.nan)
+        del kept, tensor, result
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_small_tensors_are_left_to_the_allocator():
