@@ -56,11 +56,14 @@ T* out(const Tensor& t) {
   return t.numel() > 0 ? static_cast<T*>(t.data_ptr()) : nullptr;
 }
 
+// Of an element of a float tensor.
+inline int64_t item_bytes(const Tensor& t) { return t.scalar_type() == ScalarType::Double ? 8 : 4; }
+
 // A fresh tensor. A large one is streamed through once, and would spend as long on page faults as on its numbers.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
   const std::vector<int64_t> shape(sizes);
   const Tensor t = torch::stable::new_empty(like, shape);
-  const int64_t bytes = t.numel() * (t.scalar_type() == ScalarType::Double ? 8 : 4);
+  const int64_t bytes = t.numel() * item_bytes(t);
   if (bytes >= int64_t{1} << 21) advise_huge_pages(t.data_ptr(), static_cast<size_t>(bytes));
   return t;
 }

@@ -25,7 +25,12 @@ constexpr uint64_t kPatience = 256;  // requests that a block waits for one it f
 
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-void unmap(const Block& block) { munmap(block.data, block.bytes); }
+struct Range {
+  void* data;
+  size_t bytes;
+};
+
+void unmap(const Range& block) { munmap(block.data, block.bytes); }
 
 void* map(size_t bytes) {
   void* const found = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -49,9 +54,9 @@ class BlockPool {
     return *pool;
   }
 
-  Block take(size_t wanted) {
-    Block block{nullptr, round_up(wanted, kPage)};
-    std::vector<Block> stale;
+  Range take(size_t wanted) {
+    Range block{nullptr, round_up(wanted, kPage)};
+    std::vector<Range> stale;
     {
       const std::lock_guard<std::mutex> guard(lock_);
       ++requests_;
@@ -73,7 +78,7 @@ class BlockPool {
         idle_.erase(idle_.begin());
       }
     }
-    for (const Block& old : stale) unmap(old);
+    for (const Range& old : stale) unmap(old);
     if (block.data == nullptr) block.data = map(block.bytes);
     if (block.data != nullptr) return block;
     const std::lock_guard<std::mutex> guard(lock_);
@@ -81,7 +86,7 @@ class BlockPool {
     throw std::bad_alloc();
   }
 
-  void give(const Block& block) {
+  void give(const Range& block) {
     const std::lock_guard<std::mutex> guard(lock_);
     used_bytes_ -= block.bytes;
     idle_bytes_ += block.bytes;
@@ -103,7 +108,7 @@ class BlockPool {
 
  private:
   struct Idle {
-    Block block;
+    Range block;
     uint64_t since;  // the request after which it was given back
   };
   std::mutex lock_;
@@ -122,8 +127,15 @@ bool is_pooled(int64_t bytes) {
   }();
   return wanted && bytes > kReused;
 }
-Block take_block(size_t bytes) { return BlockPool::instance().take(bytes); }
-void give_block(const Block& block) { BlockPool::instance().give(block); }
+
+Block::Block(int64_t bytes) {
+  const Range taken = BlockPool::instance().take(static_cast<size_t>(bytes));
+  data_ = taken.data;
+  bytes_ = taken.bytes;
+}
+
+Block::~Block() { BlockPool::instance().give({data_, bytes_}); }
+
 size_t release_blocks() { return BlockPool::instance().release(); }
 
 }  // namespace ak
@@ -133,8 +145,8 @@ size_t release_blocks() { return BlockPool::instance().release(); }
 namespace ak {
 
 bool is_pooled(int64_t) { return false; }
-Block take_block(size_t) { throw std::bad_alloc(); }
-void give_block(const Block&) {}
+Block::Block(int64_t) { throw std::bad_alloc(); }
+Block::~Block() = default;
 size_t release_blocks() { return 0; }
 
 }  // namespace ak

@@ -8,20 +8,23 @@
 
 namespace ak {
 
-struct Block {
-  void* data = nullptr;
-  size_t bytes = 0;
-};
-
 // Whether memory of this size comes from the pool: smaller pieces the C library reuses by itself. Never where the system is not Linux,
 // nor with ALPHAKERNELS_KEEP_MEMORY=0.
 bool is_pooled(int64_t bytes);
 
-// At least `bytes`, from the start of a huge page, not initialised. Throws std::bad_alloc.
-Block take_block(size_t bytes);
+// A block of the pool for as long as this lives: at least `bytes`, from the start of a huge page, not initialised. Throws std::bad_alloc.
+class Block {
+ public:
+  explicit Block(int64_t bytes);
+  ~Block();
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  void* data() const { return data_; }
 
-// What a block held is lost.
-void give_block(const Block& block);
+ private:
+  void* data_;
+  size_t bytes_;
+};
 
 // Gives all that is not in use back to the system. Returns how many bytes.
 size_t release_blocks();

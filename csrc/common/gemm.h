@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <optional>
 #include <utility>
 
 #include "block_pool.h"
@@ -33,23 +34,22 @@ class Scratch {
  public:
   explicit Scratch(int64_t count) {
     const int64_t bytes = round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T)), 64);
-    if (is_pooled(bytes)) block_ = take_block(static_cast<size_t>(bytes));
-    void* const data = block_.data != nullptr ? block_.data : ::operator new(static_cast<size_t>(bytes), std::align_val_t(64));
-    if (block_.data == nullptr && bytes >= int64_t{1} << 22) advise_huge_pages(data, static_cast<size_t>(bytes));
-    data_ = static_cast<T*>(data);
+    if (is_pooled(bytes)) {
+      data_ = static_cast<T*>(block_.emplace(bytes).data());
+      return;
+    }
+    data_ = static_cast<T*>(::operator new(static_cast<size_t>(bytes), std::align_val_t(64)));
+    if (bytes >= int64_t{1} << 22) advise_huge_pages(data_, static_cast<size_t>(bytes));
   }
   ~Scratch() {
-    if (block_.data != nullptr)
-      give_block(block_);
-    else
-      ::operator delete(data_, std::align_val_t(64));
+    if (!block_.has_value()) ::operator delete(data_, std::align_val_t(64));
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   operator T*() const { return data_; }
 
  private:
-  Block block_;
+  std::optional<Block> block_;
   T* data_;
 };
 

@@ -242,8 +242,8 @@ def _without_library(path: Path | None, problem: str) -> Compiled:
 def empty_cache() -> int:
     """Gives memory that the CPU kernels keep for the next training step back to the system, as `torch.cuda.empty_cache` does on a GPU.
 
-    On Linux, what a step keeps for its backward pass is handed on to the next step where it is larger than 32 MB: fresh pages cost up
-    to a third of a step. It is never more than was in use at once. `fit` calls this when it ends; call it after a training loop of your
+    On Linux, what a step keeps for its backward pass is handed on to the next step where it is larger than 32 MB: fresh pages cost 10
+    to 40% of a step. It is never more than was in use at once. `fit` calls this when it ends; call it after a training loop of your
     own, or start Python with ALPHAKERNELS_KEEP_MEMORY=0 to keep nothing.
 
     Returns:
