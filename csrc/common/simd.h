@@ -9,7 +9,7 @@
 #include <limits>
 #include <type_traits>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -184,6 +184,11 @@ inline uint32_t nonzero_lanes(Vec<T> v) {
     return _cvtmask16_u32(_mm512_cmp_ps_mask((__m512)v, __m512{}, _CMP_NEQ_UQ));
   else
     return _cvtmask8_u32(_mm512_cmp_pd_mask((__m512d)v, __m512d{}, _CMP_NEQ_UQ));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)v, __m256{}, _CMP_NEQ_UQ)));
+  else
+    return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd((__m256d)v, __m256d{}, _CMP_NEQ_UQ)));
 #else
   uint32_t bits = 0;
   for (int l = 0; l < kLanes<T>; ++l) bits |= static_cast<uint32_t>(v[l] != 0) << l;

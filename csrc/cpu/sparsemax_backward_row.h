@@ -7,9 +7,9 @@ namespace ak::AK_ISA {
 namespace {
 
 // Reads the incoming gradient through gradient(pack, j), which is asked twice for each column, and writes through emit.
-// A NaN in the mask is a row without a meaning: it stays NaN.
-template <class T, class Gradient, class Emit>
-inline void sparsemax_backward_row(int64_t n, const T* mask, const Gradient& gradient, const Emit& emit) {
+// A NaN in the mask is a row without a meaning: it stays NaN. `sparse`: where the mask has nothing the gradient is not read.
+template <bool sparse, class T, class Gradient, class Emit>
+inline void sparsemax_backward_row_of(int64_t n, const T* mask, const Gradient& gradient, const Emit& emit) {
   using V = Vec<T>;
   constexpr int64_t lanes = kLanes<T>;
   const auto terms = [&](auto pack, int64_t j, auto& inside, auto& count) {
@@ -18,6 +18,7 @@ inline void sparsemax_backward_row(int64_t n, const T* mask, const Gradient& gra
     inside = m != P{} ? static_cast<P>(gradient(pack, j) + (m - m)) : P{};  // m - m is 0, or NaN for a NaN
     count = m != P{} ? splat<P>(static_cast<T>(1)) : P{};
   };
+  const auto nothing = [&](int64_t j) { return sparse && nonzero_lanes<T>(load<V>(mask + j)) == 0; };
   T sum = 0, size = 0;
   if (n < lanes) {
     for (int64_t j = 0; j < n; ++j) {
@@ -27,13 +28,22 @@ inline void sparsemax_backward_row(int64_t n, const T* mask, const Gradient& gra
       size += count;
     }
   } else {
-    V inside[2] = {}, count[2] = {}, i, c;  // two chains, to hide the latency of one
-    for (int64_t j = 0; j + lanes <= n; j += lanes) {
+    V inside[2] = {}, count[2] = {};  // two chains, to hide the latency of one
+    const auto add = [&](int64_t j, int chain) {
+      if (nothing(j)) return;
+      V i, c;
       terms(V{}, j, i, c);
-      inside[j / lanes % 2] += i;
-      count[j / lanes % 2] += c;
+      inside[chain] += i;
+      count[chain] += c;
+    };
+    int64_t j = 0;
+    for (; j + 2 * lanes <= n; j += 2 * lanes) {
+      add(j, 0);
+      add(j + lanes, 1);
     }
+    if (j + lanes <= n) add(j, 0);
     if (n % lanes != 0) {
+      V i, c;
       terms(V{}, n - lanes, i, c);
       inside[0] += keep_last<T>(i, n % lanes);
       count[0] += keep_last<T>(c, n % lanes);
@@ -44,8 +54,20 @@ inline void sparsemax_backward_row(int64_t n, const T* mask, const Gradient& gra
   const T mean = sum / maximum<T>(size, static_cast<T>(1));
   for_each_pack<T>(n, [&](auto pack, int64_t k) {
     using P = decltype(pack);
+    if constexpr (sizeof(P) == sizeof(V))
+      if (nothing(k)) return emit(pack, k, P{});
     emit(pack, k, load<P>(mask + k) != P{} ? gradient(pack, k) - mean : P{});
   });
+}
+
+// The mask of a row of thousands is mostly nothing; in a shorter one the branch, hard to foretell, costs more than what it spares.
+template <class T, class Gradient, class Emit>
+inline void sparsemax_backward_row(int64_t n, const T* mask, const Gradient& gradient, const Emit& emit) {
+  constexpr int64_t kSparseRow = 4096;
+  if (n < kSparseRow)
+    sparsemax_backward_row_of<false>(n, mask, gradient, emit);
+  else
+    sparsemax_backward_row_of<true>(n, mask, gradient, emit);
 }
 
 }  // namespace

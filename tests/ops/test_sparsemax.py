@@ -15,6 +15,7 @@ from alphakernels.testing import Tolerance, assert_close
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 INF, NAN = math.inf, math.nan
+LONG = [1024, 1031, 4095, 4096, 4111, 9001]  # a long row is taken in blocks, and one of thousands goes backward by its support
 
 
 @pytest.fixture(params=["cpp", "reference"], autouse=True)
@@ -31,7 +32,7 @@ def randn(*shape, seed=0, dtype=torch.float32):
 
 @DTYPES
 @pytest.mark.parametrize("spread", [1e-6, 0.1, 1.0, 1e3, 1e6])
-@pytest.mark.parametrize("columns", [1, 2, 7, 8, 9, 33, 158, 1000])
+@pytest.mark.parametrize("columns", [1, 2, 7, 8, 9, 33, 158, 1000, *LONG])
 def test_a_point_of_the_simplex(columns, spread, dtype):
     p = ops.sparsemax(spread * randn(67, columns, dtype=dtype))
     assert (p >= 0).all()
@@ -50,12 +51,15 @@ def test_it_is_the_nearest_point(dtype):
 
 
 @DTYPES
-def test_equal_to_entmax_and_pytorch_tabnet(dtype):
+@pytest.mark.parametrize("spread", [0.01, 2])
+@pytest.mark.parametrize("columns", [158, *LONG])
+def test_equal_to_entmax_and_pytorch_tabnet(columns, spread, dtype):
     from entmax import sparsemax as entmax_sparsemax
     from pytorch_tabnet.sparsemax import sparsemax as tabnet_sparsemax
 
-    x = 2 * randn(129, 158, seed=1, dtype=dtype)
-    grad = randn(129, 158, seed=2, dtype=dtype)
+    rows = 129 if columns < 1000 else 7
+    x = spread * randn(rows, columns, seed=1, dtype=dtype)
+    grad = randn(rows, columns, seed=2, dtype=dtype)
     results = []
     for function in (ops.sparsemax, entmax_sparsemax, lambda x: tabnet_sparsemax(x, -1)):
         leaf = x.clone().requires_grad_()  # pytorch_tabnet writes into its input
@@ -77,14 +81,15 @@ def test_permutation_of_columns_permutes_the_result():
     assert_close("permuted", ops.sparsemax(x[:, order]), ops.sparsemax(x)[:, order])
 
 
-def test_rows_do_not_depend_on_their_neighbours():
-    x = randn(23, 37, seed=5)
+@pytest.mark.parametrize("columns", [37, 1031])
+def test_rows_do_not_depend_on_their_neighbours(columns):
+    x = randn(23, columns, seed=5)
     alone = torch.cat([ops.sparsemax(row[None]) for row in x])
     assert torch.equal(ops.sparsemax(x), alone)
 
 
 @DTYPES
-@pytest.mark.parametrize("columns", [1, 3, 8, 31, 158])
+@pytest.mark.parametrize("columns", [1, 3, 8, 31, 158, 1031, 4096])
 @pytest.mark.parametrize("value", [0.0, 1e6, -1e6, 1e-40, 3e38])
 def test_equal_entries_share_equally(columns, value, dtype):
     p = ops.sparsemax(torch.full((5, columns), value, dtype=dtype))
@@ -127,7 +132,27 @@ def test_rows_without_a_meaning_are_nan(bad, columns, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("columns", [2, 7, 9, 33])
+@pytest.mark.parametrize("columns", LONG)
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_long_rows_without_a_meaning_are_nan(bad, columns, dtype):
+    """The bad value among the first, in the middle, in the last whole register and in what is left beyond it."""
+    places = [0, 17, columns // 2, columns - 17, columns - 1]
+    x = randn(2 * len(places), columns, seed=6, dtype=dtype)
+    for i, place in enumerate(places):
+        x[2 * i, place] = bad
+    good = ops.sparsemax(x[1::2])
+    x.requires_grad_()
+    p = ops.sparsemax(x)
+    assert p[::2].isnan().all()
+    assert torch.equal(p[1::2], good)
+    (dx,) = torch.autograd.grad(p, x, randn(*p.shape, seed=7, dtype=dtype))
+    assert dx[::2].isnan().all()
+    assert not dx[1::2].isnan().any()
+    assert ops.sparsemax(torch.full((1, columns), -INF, dtype=dtype)).isnan().all()
+
+
+@DTYPES
+@pytest.mark.parametrize("columns", [2, 7, 9, 33, 1031])
 def test_rows_of_nothing_but_nan_or_of_two_infinities(columns, dtype):
     x = torch.full((3, columns), NAN, dtype=dtype)
     x[1] = INF
@@ -136,10 +161,11 @@ def test_rows_of_nothing_but_nan_or_of_two_infinities(columns, dtype):
 
 
 @DTYPES
-def test_single_minus_infinities_get_nothing(dtype):
-    x = randn(9, 33, seed=8, dtype=dtype)
-    hidden = torch.zeros(33, dtype=torch.bool)
-    hidden[[0, 5, 32]] = True
+@pytest.mark.parametrize("columns", [33, 1031])
+def test_single_minus_infinities_get_nothing(columns, dtype):
+    x = randn(9, columns, seed=8, dtype=dtype)
+    hidden = torch.zeros(columns, dtype=torch.bool)
+    hidden[[0, 5, columns - 1]] = True
     p = ops.sparsemax(x.masked_fill(hidden, -INF))
     assert (p[:, hidden] == 0).all()
     assert_close("the others", p[:, ~hidden], ops.sparsemax(x[:, ~hidden]))
@@ -189,9 +215,10 @@ def test_a_hundred_thousand_columns(scale):
     assert_close("sums", p.double().sum(-1), torch.ones(3).double(), tolerance=Tolerance(1e-4, 0))
 
 
-def test_a_row_that_takes_newton_many_steps():
-    """Each entry a tenth of the one before: the support shrinks slowly."""
-    x = torch.logspace(0, -30, 200, dtype=torch.float64)[None] * 5
+@pytest.mark.parametrize("columns", [200, 2000])
+def test_a_row_that_takes_newton_many_steps(columns):
+    """Each entry a part of the one before: the support shrinks slowly."""
+    x = torch.logspace(0, -30, columns, dtype=torch.float64)[None] * 5
     from entmax import sparsemax as entmax_sparsemax
 
     assert_close("p", ops.sparsemax(x), entmax_sparsemax(x))

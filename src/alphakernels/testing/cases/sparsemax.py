@@ -44,6 +44,7 @@ CASES = [
     _case("rows", (257, 31)),
     _case("one vector of lanes and a tail", (19, 17)),
     _case("wide", (5, 1003)),
+    _case("long rows", (5, 4111)),
     _case("one column", (9, 1)),
     _case("vector", (13,)),
     _case("spread out", (33, 40), spread=5.0),
