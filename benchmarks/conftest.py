@@ -128,14 +128,20 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 def take_turns(
     contenders: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 3, settle: bool = False
 ) -> dict[str, float]:
-    """Median milliseconds of each contender; short calls are repeated within a round. To settle, each turn begins with a call that is not
-    counted: where a contender leaves the process in another state than the next one would have found by itself."""
-    repeats = {}
+    """Median milliseconds of each contender; short calls are repeated within a round, and of calls that take long there are fewer rounds,
+    5 at least. To settle, each turn begins with a call that is not counted: where a contender leaves the process in another state than the
+    next one would have found by itself."""
+    repeats, together = {}, 0.0
     for name, function in contenders.items():
         took = 1.0
-        for _ in range(warm_up):
+        for call in range(warm_up):
             took = seconds(function, device)
+            if call > 0 and took > 1:
+                break
         repeats[name] = max(1, min(50, int(2e-3 / max(took, 1e-7))))
+        together += took
+    if warm_up > 0:
+        rounds = max(min(5, rounds), min(rounds, int(30 / together)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, function in contenders.items():
