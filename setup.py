@@ -41,7 +41,8 @@ def cuda_archs():
 
 
 # Machine code for each, and of the last PTX too, for GPUs yet newer.
-NVCC_CODE = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in cuda_archs()]
+CUDA_ARCHS = cuda_archs()
+NVCC_CODE = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
 NVCC_CODE.append(NVCC_CODE[-1].replace("code=sm", "code=compute"))
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0", *NVCC_CODE]
 
@@ -72,7 +73,7 @@ class BuildLibrary(build_ext):
 
         def work(source, isa):
             by_nvcc = source.endswith(".cu")  # which the compiler of the rest does not know
-            target = out / isa / Path(source).with_suffix(".o" if by_nvcc or os.name != "nt" else ".obj")
+            target = (out / "-".join(["nvcc", *CUDA_ARCHS]) if by_nvcc else out / isa) / Path(source).with_suffix(".o" if by_nvcc or os.name != "nt" else ".obj")
             made_of = [p for p in ext.depends if p == source or not p.endswith((".cpp", ".cu"))]
             if target.exists() and target.stat().st_mtime > max(Path(p).stat().st_mtime for p in made_of):
                 return str(target)

@@ -47,7 +47,13 @@ AK_DEVICE uint32_t tf32_word(float x) {
 // Of a cell whose tensors hold T.
 template <class T>
 struct Math {
-  AK_DEVICE static float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+  // Numbers too small to be normal count as zero, which spares the instructions that would scale them.
+  AK_DEVICE static float sigmoid(float x) {
+    float power, share;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.44269504f * x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.0f + power));
+    return share;
+  }
   AK_DEVICE static float tanh(float x) { return ::tanhf(x); }
 };
 // One instruction, which errs by 2^-11; rounding to bfloat16 errs by 2^-9.

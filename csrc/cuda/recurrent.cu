@@ -23,6 +23,7 @@ std::string launch(int64_t blocks, int64_t shared_bytes, const typename Program:
                       static_cast<cudaStream_t>(stream)>>>(arguments);
     error = cudaGetLastError();
   }
+  if (error != cudaSuccess) cudaGetLastError();  // taken, or the next launch would report it
   return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
@@ -36,4 +37,12 @@ extern "C" __attribute__((visibility("default"))) int32_t alphakernels_cuda_vers
   int version = CUDART_VERSION;
   if (of_driver != 0 && cudaDriverGetVersion(&version) != cudaSuccess) version = 0;
   return version;
+}
+
+// Whether it holds code that the current device runs.
+extern "C" __attribute__((visibility("default"))) int32_t alphakernels_cuda_runs_here() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, ak::cuda::kernel<ak::cuda::ScaleRows<float>>);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error == cudaSuccess;
 }

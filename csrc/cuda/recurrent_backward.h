@@ -12,7 +12,7 @@
 
 namespace ak::cuda {
 
-template <class Cell, class Resident, bool vectors>
+template <class Cell, class Resident, bool vectors, int whole>
 struct Backward {
   using Arguments = RecurrentBackward;
   using T = typename Resident::T;
@@ -30,9 +30,9 @@ struct Backward {
   };
 
   AK_DEVICE static void run(const Block& block, const Arguments& a) {
-    const int hidden = static_cast<int>(a.hidden);
-    const int64_t sequence = a.batch * a.hidden;
-    const Part<kUnits, vectors> part(block, a.batch, a.hidden);
+    const int hidden = whole > 0 ? whole : static_cast<int>(a.hidden);
+    const int64_t sequence = a.batch * (whole > 0 ? whole : a.hidden);
+    const Part<kUnits, vectors, whole> part(block, a.batch, a.hidden);
     const Owner<kTiles> owner(block.thread());
     uint32_t* const tiles = block.shared();
     const Resident resident(block, tiles + kBuffers * kTile, GateMatrices<T, false>{static_cast<const T*>(a.weight), hidden});

@@ -12,7 +12,7 @@
 
 namespace ak::cuda {
 
-template <class Cell, class Resident, bool vectors>
+template <class Cell, class Resident, bool vectors, int whole>
 struct Forward {
   using Arguments = RecurrentForward;
   using T = typename Resident::T;
@@ -27,9 +27,9 @@ struct Forward {
   static_assert(Cell::kSumOfH[0] == 0 && Cell::kSumOfH[1] == 1 && Cell::kSumOfH[2] == (Cell::kGates == 3 ? 3 : 2));
 
   AK_DEVICE static void run(const Block& block, const Arguments& a) {
-    const int hidden = static_cast<int>(a.hidden);
-    const int64_t sequence = a.batch * a.hidden;
-    const Part<kUnits, vectors> part(block, a.batch, a.hidden);
+    const int hidden = whole > 0 ? whole : static_cast<int>(a.hidden);
+    const int64_t sequence = a.batch * (whole > 0 ? whole : a.hidden);
+    const Part<kUnits, vectors, whole> part(block, a.batch, a.hidden);
     const Owner<kTiles> owner(block.thread());
     uint32_t* const tiles = block.shared();  // two tiles of h: one that a step reads, one that it writes
     const Resident resident(block, tiles + 2 * kTile, GateMatrices<T, true>{static_cast<const T*>(a.weight), hidden});
@@ -53,9 +53,6 @@ struct Forward {
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int g = 0; g < kGates; ++g) x[r][g] = part.read(r, sums_x, a.sums.row, g * hidden);
-      if (t + 2 < a.steps)
-#pragma unroll
-        for (int g = 0; g < kGates; ++g) part.prefetch(block, sums_x + 2 * a.sums.step, a.sums.row, g * hidden);
 
       float sums_h[kTiles][kGates][4] = {};
       if constexpr (!Cell::kCellState) {
@@ -63,6 +60,11 @@ struct Forward {
         for (int i = 0; i < 4 * kTiles; ++i) sums_h[i / 4][2][i % 4] = bias[i / 4 * 2 + i % 2];
       }
       resident.template add<kStride, 0>(tiles + t % 2 * kTile, sums_h);
+
+      // Behind the product, which waits for itself, and without a branch, which would part the two.
+      const T* const ahead = sums_x + (t + 2 < a.steps ? 2 * a.sums.step : 0);
+#pragma unroll
+      for (int g = 0; g < kGates; ++g) part.prefetch(block, ahead, a.sums.row, g * hidden);
 
 #pragma unroll
       for (int r = 0; r < 2; ++r) {

@@ -39,16 +39,22 @@ struct ResidentOf<Cell, Precision::fp32, extent, vectors> {
   using type = PlainProduct<Cell::kGates, extent, extent / 64>;
 };
 
-template <class Cell, Precision precision, int extent, bool vectors>
-using ForwardOf = Forward<Cell, typename ResidentOf<Cell, precision, extent, vectors>::type, vectors>;
-template <class Cell, Precision precision, int extent, bool vectors>
-using BackwardOf = Backward<Cell, typename ResidentOf<Cell, precision, extent, vectors>::type, vectors>;
+// How rows are read: one number at a time, by vectors, or by vectors of a hidden size that is the extent, known to the compiler.
+enum class Rows { any, vectors, whole };
+template <class Cell, Precision precision, int extent, Rows rows>
+using ForwardOf =
+    Forward<Cell, typename ResidentOf<Cell, precision, extent, rows != Rows::any>::type, rows != Rows::any, rows == Rows::whole ? extent : 0>;
+template <class Cell, Precision precision, int extent, Rows rows>
+using BackwardOf =
+    Backward<Cell, typename ResidentOf<Cell, precision, extent, rows != Rows::any>::type, rows != Rows::any, rows == Rows::whole ? extent : 0>;
 
 // f(cell, precision, extent, vectors) with types and constants for the values.
 template <class F>
 auto with_program(bool lstm, Precision precision, int64_t hidden, bool vectors, const F& f) {
   const auto with_vectors = [&](auto cell, auto number, auto extent) {
-    return vectors ? f(cell, number, extent, std::true_type{}) : f(cell, number, extent, std::false_type{});
+    if (!vectors) return f(cell, number, extent, std::integral_constant<Rows, Rows::any>{});
+    if (hidden == extent()) return f(cell, number, extent, std::integral_constant<Rows, Rows::whole>{});
+    return f(cell, number, extent, std::integral_constant<Rows, Rows::vectors>{});
   };
   const auto with_extent = [&](auto cell, auto number) {
     return hidden <= 64 ? with_vectors(cell, number, std::integral_constant<int, 64>{})

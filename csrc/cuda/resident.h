@@ -26,8 +26,8 @@ struct Owner {
 // A thread's part of a step's [B, columns]: two rows of `units` neighbours. Rows beyond the batch read its last row, units beyond the
 // hidden size the last ones, so that reads ask nothing; neither is written. A place is a pointer that the whole block shares and 32
 // bits of the thread's own: 64 bits for each array of a step would take the registers that the weights need. `vectors`: the hidden
-// size is a multiple of 4 and every row begins where a vector may.
-template <int units, bool vectors>
+// size is a multiple of 4 and every row begins where a vector may. `whole`: the hidden size where the compiler knows it, else 0.
+template <int units, bool vectors, int whole>
 class Part {
  public:
   AK_DEVICE Part(const Block& block, int64_t batch, int64_t hidden)
@@ -42,14 +42,14 @@ class Part {
   }
   AK_DEVICE int unit() const { return unit_; }
   AK_DEVICE bool live(int r) const { return live_[r]; }
-  AK_DEVICE bool inside(int e) const { return (vectors ? unit_ : unit_ + e) < hidden_; }
+  AK_DEVICE bool inside(int e) const { return whole > 0 || (vectors ? unit_ : unit_ + e) < hidden_; }
 
   // Of row r of a matrix whose rows are `stride` apart, the units from `column` on.
   template <class T>
   AK_DEVICE Pack<T, units> read(int r, const T* data, int64_t stride, int column = 0) const {
     const T* const from = data + first_ * stride + column;
     if constexpr (vectors) {
-      return *reinterpret_cast<const Pack<T, units>*>(from + at(r, stride, min_of(unknown(unit_), hidden_ - units)));
+      return *reinterpret_cast<const Pack<T, units>*>(from + at(r, stride, last_of(unknown(unit_), units)));
     } else {
       Pack<T, units> found;
       const int row = unknown(row_[r] * static_cast<int>(stride)), unit = unknown(unit_);
@@ -77,7 +77,7 @@ class Part {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       Pack<T, units> found;
-      if (data != nullptr) found = read(r, data, hidden_);
+      if (data != nullptr) found = read(r, data, whole > 0 ? whole : hidden_);
 #pragma unroll
       for (int e = 0; e < units; ++e) to[r][e] = data != nullptr && inside(e) ? to_float(found.v[e]) : 0.0f;
     }
@@ -91,16 +91,17 @@ class Part {
   template <class T>
   AK_DEVICE void prefetch(const Block& block, const T* data, int64_t stride, int column = 0) const {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) block.prefetch(data + first_ * stride + column + at(r, stride, min_of(unit_, hidden_ - 1)));
+    for (int r = 0; r < 2; ++r) block.prefetch(data + first_ * stride + column + at(r, stride, last_of(unit_, 1)));
   }
 
  private:
   AK_DEVICE static int min_of(int a, int b) { return a < b ? a : b; }
+  AK_DEVICE int last_of(int unit, int count) const { return whole > 0 ? unit : min_of(unit, hidden_ - count); }
   // The same number, of which the compiler knows nothing: what is made of it is made again where it is used, and takes no register
   // from step to step.
   AK_DEVICE static int unknown(int number) {
 #ifdef __CUDACC__
-    asm volatile("" : "+r"(number));
+    if constexpr (whole == 0 || units > 2) asm volatile("" : "+r"(number));
 #endif
     return number;
   }

@@ -45,8 +45,9 @@ def _named(symbol: str, library: ctypes.CDLL) -> tuple[str, int]:
     extent = int(re.search(r"Li(64|128)E", symbol)[1])
     library.shared_bytes.restype = ctypes.c_int64
     dynamic = library.shared_bytes(*(ctypes.c_int64(int(v)) for v in (lstm, precision, extent, backward)))
-    rows = "whole vectors" if "Lb1EE" in symbol else "any rows"
-    return f"{'lstm' if lstm else 'gru'} {'backward' if backward else 'forward'} {_PRECISIONS[precision]} H<={extent}, {rows}", dynamic
+    vectors, known = re.search(r"Lb([01])ELi(\d+)EE", symbol).groups()
+    sizes = f"H={extent}" if int(known) else f"H<={extent}, {'whole vectors' if int(vectors) else 'any rows'}"
+    return f"{'lstm' if lstm else 'gru'} {'backward' if backward else 'forward'} {_PRECISIONS[precision]} {sizes}", dynamic
 
 
 def table(arch: int, report: str, library: ctypes.CDLL) -> list[dict[str, str]]:

@@ -199,7 +199,8 @@ BLOCK = {"8.0": 166912, "8.9": 101376, "9.0": 232448}
         ("8.9", "gru", torch.float16, False, 128, True, None),
         ("8.9", "lstm", torch.float16, False, 128, True, "need 144 KB of shared memory"),
         ("8.9", "gru", torch.float32, True, 128, True, "need 144 KB of shared memory"),
-        ("7.5", "gru", torch.float32, True, 64, True, "the CUDA kernel needs compute capability 8.0, it has 7.5"),
+        ("8.0", "gru", torch.float32, True, 64, True, "8.0, for which the CUDA library holds no code: build it with ALPHAKERNELS_CUDA_ARCHS=80"),
+        ("7.5", "gru", torch.float32, True, 64, True, "the CUDA kernel needs compute capability 8.0, it has compute capability 7.5"),
     ],
 )
 def test_what_a_gpu_can_run(host_kernels, monkeypatch, capability, cell, dtype, tf32, hidden, keep, reason):
@@ -209,6 +210,7 @@ def test_what_a_gpu_can_run(host_kernels, monkeypatch, capability, cell, dtype, 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(_library, "cuda_shared_bytes", lambda *a: host_kernels.shared_bytes(*(ctypes.c_int64(int(v)) for v in a)))
+    monkeypatch.setattr(_library, "cuda_runs_on", lambda device: reason is None or "holds no code" not in reason)
     monkeypatch.setattr(cuda, "tf32_allowed", lambda: tf32)
     cuda._device_limit.cache_clear()
     found = cuda.limit(torch.empty(0, dtype=dtype), cell, hidden, keep)

@@ -292,6 +292,12 @@ def cuda_shared_bytes(lstm: bool, precision: int, hidden: int, backward: bool) -
     return _shared_bytes(compiled_cuda().path)(lstm, precision, hidden, backward)
 
 
+def cuda_runs_on(device: int) -> bool:
+    """Whether the CUDA library holds code for this device."""
+    with torch.cuda.device(device):
+        return bool(ctypes.CDLL(str(compiled_cuda().path)).alphakernels_cuda_runs_here())
+
+
 @cache
 def has_cpp(name: str) -> bool:
     """Whether the loaded library holds a CPU kernel for the op."""

@@ -39,15 +39,20 @@ def tf32_allowed() -> bool:
 
 @cache
 def _device_limit(device: int | None, cell: str, precision: int, hidden: int, keep: bool) -> str | None:
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device() if device is None else device)
+    device = torch.cuda.current_device() if device is None else device
+    properties = torch.cuda.get_device_properties(device)
+    has = f"{properties.name} has compute capability {properties.major}.{properties.minor}"
     if properties.major < 8:
-        return f"the CUDA kernel needs compute capability 8.0, {properties.name} has {properties.major}.{properties.minor}"
+        return f"the CUDA kernel needs compute capability 8.0, {has}"
+    if not _library.cuda_runs_on(device):
+        code = f"{properties.major}{properties.minor}"
+        return f"{has}, for which the CUDA library holds no code: build it with ALPHAKERNELS_CUDA_ARCHS={code}"
     needed = [_library.cuda_shared_bytes(cell == "lstm", precision, hidden, backward) for backward in ([False, True] if keep else [False])]
     if min(needed) < 0:
         return f"the CUDA kernel takes hidden sizes from 1 to 128, this one is {hidden}"
-    has = properties.shared_memory_per_block_optin
-    if max(needed) > has:
-        return f"the weights of hidden size {hidden} need {max(needed) >> 10} KB of shared memory, a block of {properties.name} has {has >> 10}"
+    limit = properties.shared_memory_per_block_optin
+    if max(needed) > limit:
+        return f"the weights of hidden size {hidden} need {max(needed) >> 10} KB of shared memory, a block of {properties.name} has {limit >> 10}"
     return None
 
 
@@ -228,17 +233,20 @@ def recurrent_backward(
         if number > 0:
             below = hidden_states(number - 1)
             below = _dropped(below, torch.empty_like(below) if dropout > 0 else below, seed, number - 1, dropout)
-        dw_ih.view_as(w_ih).copy_((grads_x.t() @ _flat(below)).roll(-turn * hidden, 0))
+        if turn:
+            dw_ih.view_as(w_ih).copy_((grads_x.t() @ _flat(below)).roll(-turn * hidden, 0))
+        else:
+            torch.mm(grads_x.t(), _flat(below), out=dw_ih.view_as(w_ih))
         torch.mm(grads_h[batch:].t(), _flat(hidden_states(number)[:-1]), out=dw_hh.view_as(w_hh))
         if h0 is not None:
             dw_hh.view_as(w_hh).addmm_(grads_h[:batch].t(), h0[number])
         if biases:
             db = bias_grads.sum(0)
-            db_ih.copy_(db[:rows].roll(-turn * hidden))
+            db_ih.copy_(db[:rows].roll(-turn * hidden) if turn else db)
             db_hh.copy_(db[4 * hidden - rows :])
         if number == 0 and not x_needs_grad:
             break
-        grad = (grads_x @ w_ih.roll(turn * hidden, 0)).view(length, batch, -1)
+        grad = (grads_x @ (w_ih.roll(turn * hidden, 0) if turn else w_ih)).view(length, batch, -1)
         if number > 0:
             grad = _dropped(grad, grad, seed, number - 1, dropout)
         else:
