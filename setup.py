@@ -73,7 +73,8 @@ class BuildLibrary(build_ext):
 
         def work(source, isa):
             by_nvcc = source.endswith(".cu")  # which the compiler of the rest does not know
-            target = (out / "-".join(["nvcc", *CUDA_ARCHS]) if by_nvcc else out / isa) / Path(source).with_suffix(".o" if by_nvcc or os.name != "nt" else ".obj")
+            folder = out / ("-".join(["nvcc", *CUDA_ARCHS]) if by_nvcc else isa)
+            target = folder / Path(source).with_suffix(".o" if by_nvcc or os.name != "nt" else ".obj")
             made_of = [p for p in ext.depends if p == source or not p.endswith((".cpp", ".cu"))]
             if target.exists() and target.stat().st_mtime > max(Path(p).stat().st_mtime for p in made_of):
                 return str(target)

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ import alphakernels
 from alphakernels.ops import _library
 
 ROWS: list[Row] = []
+RATES: dict[str, float] = {}  # of this machine, as `Rates` was measured
 PEAKS: list[Peak] = []
 RESULTS = Path(__file__).parent / "results.json"
 
@@ -62,6 +64,7 @@ class Peak:
 
 
 def _peak_bytes(function: Callable[[], object], device: torch.device) -> int:
+    function = getattr(function, "uncaptured", function)  # a graph's replay allocates nothing: its memory is that of the step in it
     function()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -173,7 +176,9 @@ def rates(device) -> Rates:
     source = torch.randn(32 << 20 if device.type == "cpu" else 1 << 29, device=device)
     target = torch.empty_like(source)
     copy = take_turns({"copy": lambda: target.copy_(source)}, device, 7)["copy"]
-    return Rates(gemm, 2 * source.numel() * 4 / copy * 1e3)
+    found = Rates(gemm, 2 * source.numel() * 4 / copy * 1e3)
+    RATES.update({"copy GB/s": found.copy / 1e9, **{f"GEMM TFLOP/s, {str(d)[6:]}": rate / 1e12 for d, rate in gemm.items()}})
+    return found
 
 
 @pytest.fixture
@@ -205,6 +210,7 @@ def compare(request, device, rates, benchmark):
         floor = rates.floor_ms(flops, moved, dtype) if flops or moved else None
         row = Row(name, medians.pop("alphakernels"), medians, targets or {}, floor, note, size, peaks)
         ROWS.append(row)
+        _write()  # now, so that a run which is killed or dies leaves what it has
         benchmark.extra_info.update(asdict(row))
         benchmark.pedantic(ours, rounds=5, iterations=1, warmup_rounds=1)
         return row
@@ -214,8 +220,6 @@ def compare(request, device, rates, benchmark):
 
 def environment() -> dict:
     """Machine, versions and commit of a record."""
-    root = Path(__file__).parent.parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "threads": torch.get_num_threads(),
@@ -226,11 +230,24 @@ def environment() -> dict:
         "triton": importlib.metadata.version("triton") if _library.has_triton() else None,
         "driver": _driver() if torch.cuda.is_available() else None,
         "alphakernels": alphakernels.__version__,
-        "commit": commit or None,
+        "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
+@cache
+def _commit() -> str | None:
+    """Of the working tree, or ALPHAKERNELS_COMMIT where it came without its history."""
+    # A tree that was copied to another machine may belong to another user, which git refuses unless told.
+    query = ["git", "-c", "safe.directory=*", "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(query, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        found = ""
+    return os.environ.get("ALPHAKERNELS_COMMIT") or found or None
+
+
+@cache
 def _driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -249,6 +266,16 @@ def _processor() -> str:
         return platform.processor()
 
 
+def _what(row: dict) -> tuple:
+    """What a row says: its name and its peers."""
+    return row["name"], *row.get("peers_ms", ())
+
+
+def _write() -> None:
+    results = {"environment": environment(), "rates": RATES, "rows": [asdict(r) for r in ROWS], "peaks": [asdict(p) for p in PEAKS]}
+    RESULTS.write_text(json.dumps(_joined(results), indent=1) + "\n")
+
+
 def _joined(results: dict) -> dict:
     """With the rows of earlier runs in the same environment, of the same commit, that this run has not measured again."""
     try:
@@ -258,8 +285,8 @@ def _joined(results: dict) -> dict:
     if before["environment"] != results["environment"]:
         return results
     for kind in ("rows", "peaks"):
-        again = {row["name"] for row in results[kind]}
-        results[kind] = [row for row in before[kind] if row["name"] not in again] + results[kind]
+        again = {_what(row) for row in results[kind]}
+        results[kind] = [row for row in before[kind] if _what(row) not in again] + results[kind]
     return results
 
 
@@ -281,6 +308,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
     for peak in PEAKS:
         ratio = peak.theirs / peak.ours
         write(f"{peak.name:44s} {peak.peer:22s} {peak.ours / 1e6:7.1f}MB {peak.theirs / 1e6:7.1f}MB {ratio:6.2f}x {peak.target:7.2f}")
-    results = {"environment": environment(), "rows": [asdict(row) for row in ROWS], "peaks": [asdict(peak) for peak in PEAKS]}
-    RESULTS.write_text(json.dumps(_joined(results), indent=1) + "\n")
+    _write()
     write(f"written to {RESULTS}")

@@ -11,6 +11,9 @@ python=${2:-python3}
 wanted=${STEPS:-build doctor contract gpu measure sanitizer}
 mkdir -p "$out"
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+# The tree may have come without its history, or belong to somebody else.
+export ALPHAKERNELS_COMMIT=${ALPHAKERNELS_COMMIT:-$(git -c safe.directory='*' rev-parse --short HEAD 2>/dev/null)}
+if ! command -v nvcc >/dev/null && [ -x /usr/local/cuda/bin/nvcc ]; then PATH=$PATH:/usr/local/cuda/bin; fi
 failed=0
 
 step() {  # step NAME SECONDS COMMAND...: runs it within its time, keeps its output, goes on after a failure
@@ -46,10 +49,13 @@ export python
 
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
 export ALPHAKERNELS_CUDA_ARCHS=${ALPHAKERNELS_CUDA_ARCHS:-${capability:-80;90;100}}
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/gpu.csv" 2>&1 || true
 # Triton compiles every case anew: on all cores, where pytest can.
 cores=$("$python" -c "import xdist, os; print('-n', min(8, os.cpu_count()))" 2>/dev/null)
-step build 90 "$python" setup.py build_ext --inplace
+# A library that was not built fails no build, and everything recurrent would be torch's own from here on, measured against itself.
+step build 90 bash -c '"$python" setup.py build_ext --inplace && "$python" -c "
+import sys
+from alphakernels.ops import _library
+sys.exit(\"; \".join(library.problem for library in (_library.compiled(), _library.compiled_cuda()) if library.problem) or 0)"'
 step doctor 20 "$python" -m alphakernels doctor
 # shellcheck disable=SC2086
 step contract 90 "$python" -m pytest -q -p no:cacheprovider $cores -k "triton or compiled" tests/ops --deselect tests/ops/test_triton_aot.py

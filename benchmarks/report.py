@@ -178,9 +178,10 @@ def main() -> None:
     record = HERE / "records" / f"{device}-{where['date']}-{where['commit']}.json"
     record.parent.mkdir(exist_ok=True)
     shutil.copy(source, record)
-    draw(results, HERE.parent / "docs" / "speedups.png")
-    draw_scale(results, HERE.parent / "docs" / "scale.png")
-    draw_sweep(results, HERE.parent / "docs" / "sweep.png")
+    of = "" if where["driver"] is None else "gpu-"  # beside the CPU's
+    draw(results, HERE.parent / "docs" / f"{of}speedups.png")
+    draw_scale(results, HERE.parent / "docs" / f"{of}scale.png")
+    draw_sweep(results, HERE.parent / "docs" / f"{of}sweep.png")
     print(record)
 
 

@@ -190,7 +190,7 @@ BLOCK = {"8.0": 166912, "8.9": 101376, "9.0": 232448}
         ("9.0", "lstm", torch.float32, True, 128, True, None),
         ("9.0", "lstm", torch.bfloat16, True, 128, True, None),
         ("9.0", "gru", torch.float32, False, 128, True, None),
-        ("9.0", "lstm", torch.float32, False, 128, False, "the weights of hidden size 128 need 280 KB of shared memory, a block of it has 227"),
+        ("9.0", "lstm", torch.float32, False, 128, False, "the weights of hidden size 128 need 280 KB of shared memory, it has 227"),
         ("9.0", "gru", torch.float16, False, 129, False, "the CUDA kernel takes hidden sizes from 1 to 128, this one is 129"),
         ("8.0", "gru", torch.float32, True, 128, True, None),
         ("8.0", "lstm", torch.float32, True, 128, True, "need 224 KB of shared memory"),
@@ -199,7 +199,7 @@ BLOCK = {"8.0": 166912, "8.9": 101376, "9.0": 232448}
         ("8.9", "gru", torch.float16, False, 128, True, None),
         ("8.9", "lstm", torch.float16, False, 128, True, "need 144 KB of shared memory"),
         ("8.9", "gru", torch.float32, True, 128, True, "need 144 KB of shared memory"),
-        ("8.0", "gru", torch.float32, True, 64, True, "8.0, for which the CUDA library holds no code: build it with ALPHAKERNELS_CUDA_ARCHS=80"),
+        ("8.0", "gru", torch.float32, True, 64, True, "for which the CUDA library holds no code: build it with ALPHAKERNELS_CUDA_ARCHS=80"),
         ("7.5", "gru", torch.float32, True, 64, True, "the CUDA kernel needs compute capability 8.0, it has compute capability 7.5"),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alphakernels.data.gather import Batch, Gather
+from alphakernels.data.gather import Batch, Gather, sent
 from alphakernels.data.windows import Windows
 
 ROWS_AHEAD = 1 << 14  # windows whose days are looked up at once
@@ -196,7 +196,7 @@ class DayBatches(Gather):
             return batch
         labelled = self._labelled[days]
         share = labelled.sum() / (np.maximum(labelled, 1) * max((labelled > 0).sum(), 1))  # [days]
-        weight = torch.from_numpy(np.repeat(share, end - begin)).to(batch.y)
+        weight = sent(np.repeat(share, end - begin), batch.y.device).to(batch.y.dtype)
         if batch.weight is not None:
             weight *= batch.weight
         return Batch(batch.x, batch.y, batch.rows, batch.extras, weight, batch.offsets)

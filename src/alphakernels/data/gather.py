@@ -91,7 +91,7 @@ class Gather:
 
     def _at_rest(self, rows: np.ndarray) -> Tensor:
         """Positions where the data rests, to cut by."""
-        return torch.from_numpy(rows).to(self.data_device)
+        return sent(rows, self.data_device)
 
     def _batch(
         self, rows: np.ndarray, where: slice | Tensor, *, days: np.ndarray | None = None, offsets: Tensor | None = None
@@ -126,6 +126,12 @@ class Gather:
         else:
             torch.index_select(data, 0, where, out=staged)
         return staged.to(self.device, non_blocking=True)
+
+
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of the values on the device; on a GPU through pinned memory, because a copy from other memory waits for all work there."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _as_tensor(values: np.ndarray | Tensor) -> Tensor:

@@ -9,16 +9,19 @@ show what a step does.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 WARM_UP = 3  # steps of one kind before it is captured
+_ABANDONED: list[Any] = []  # graphs whose capture failed: torch's allocators may hold their address on
 
 # A step of the training: takes the batch, and is given the loss as soon as it is known.
 Step = Callable[[Any, Callable[[Tensor], None]], None]
@@ -52,10 +55,14 @@ class CudaGraphs:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         before = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=pool, stream=self._stream):
+            # What other threads do on the GPU meanwhile, a prediction say, is theirs and no fault of the capture.
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 out = function()
         except Exception:
-            self._abandon(pool, before)
+            self._abandon(graph, pool, before)
             raise
 
         def replay() -> Tensor:
@@ -64,16 +71,24 @@ class CudaGraphs:
 
         return replay
 
-    def _abandon(self, pool: Any, before: torch.cuda.Stream) -> None:
+    def _abandon(self, graph: Any, pool: Any, before: torch.cuda.Stream) -> None:
         """Ends a capture that an operation made invalid: torch then leaves its stream current, its allocator on the graph's pool and its
         random generator in the belief that a graph is recorded."""
         torch.cuda.set_stream(before)
-        with suppress(RuntimeError):  # where the allocator has left the pool
+        with suppress(RuntimeError):  # where the capture has ended all the same, and the allocator has left the pool
             torch._C._cuda_endAllocateToPool(self._device.index, pool)
+            torch._C._cuda_releasePool(self._device.index, pool)
+            _ABANDONED.append(graph)
         # A capture that succeeds is what brings the generator back.
         with suppress(RuntimeError), torch.cuda.device(self._device), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
             torch.zeros(1, device=self._device)
         torch.cuda.set_stream(before)
+
+
+def _host_streams() -> tuple[Any, ...]:
+    """Where the random streams of the host are, comparable."""
+    kind, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), kind, keys.tobytes(), *rest
 
 
 def reason_against(module: nn.Module, optimizer: torch.optim.Optimizer, *, asked: bool) -> str | None:
@@ -119,16 +134,22 @@ def _tensors(batch: Any) -> dict[str, Tensor]:
     return found
 
 
+def _copied(batch: Any, device: torch.device) -> Any:
+    """The batch with copies of its tensors on the device."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: copied(one) for key, one in value.items()}
+        return value.clone() if isinstance(value, Tensor) and value.device == device else value
+
+    return replace(batch, **{field.name: copied(getattr(batch, field.name)) for field in fields(batch)})
+
+
 class _Captured:
     """A captured step, and the batch whose memory it reads."""
 
     def __init__(self, batch: Any, device: torch.device, step: Step, graphs: Graphs) -> None:
-        def copied(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: copied(one) for key, one in value.items()}
-            return value.clone() if isinstance(value, Tensor) and value.device == device else value
-
-        self._own = replace(batch, **{field.name: copied(getattr(batch, field.name)) for field in fields(batch)})
+        self._own = _copied(batch, device)
         self._tensors = {name: tensor for name, tensor in _tensors(self._own).items() if tensor.device == device}
 
         def run() -> Tensor:
@@ -196,9 +217,12 @@ class Steps:
 
     def _watched(self, batch: Any, seen: Callable[[Tensor], None]) -> None:
         """A step that may be captured later, looked at for what a graph could not do."""
-        before = torch.get_rng_state()
-        self._graphs.warm(lambda: self._step(batch, seen))
-        if not torch.equal(before, torch.get_rng_state()):
+        before = _host_streams()
+        # On a copy, as it will be captured: a slice begins anywhere in memory, and kernels that were compiled or chosen for such an
+        # address are not those of a tensor of its own, which nothing can load during a capture.
+        own = _copied(batch, self._device)
+        self._graphs.warm(lambda: self._step(own, seen))
+        if before != _host_streams():
             self.reason = "a step draws random numbers on the host, and a graph would repeat them"
 
     def _capture(self, batch: Any, shape: tuple) -> None:

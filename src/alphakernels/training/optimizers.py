@@ -30,6 +30,9 @@ def make_optimizer(
     if not isinstance(optimizer, str):
         return optimizer(parameters)
     fused = all(p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64) for p in parameters)
-    made = _CLASSES[optimizer.lower()]
-    on_gpu = {"capturable": True} if made is torch.optim.Adam and fused and all(p.is_cuda for p in parameters) else {}
-    return made(parameters, lr=lr, weight_decay=weight_decay, fused=fused, **on_gpu)
+    cls = _CLASSES[optimizer.lower()]
+    on_gpu = {"capturable": True} if cls is torch.optim.Adam and fused and all(p.is_cuda for p in parameters) else {}
+    made = cls(parameters, lr=lr, weight_decay=weight_decay, fused=fused, **on_gpu)
+    if on_gpu:  # torch would warn that the first steps are not captured
+        made._warned_capturable_if_run_uncaptured = True
+    return made

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ghost_batch_norm.triton import dense
+
 STEPS = 16  # time steps of a block
 COLUMNS = 32  # hidden units that a product takes at a time
 
@@ -149,13 +151,13 @@ def _options(h: Tensor, score: Tensor, bias: Tensor | None, seed: Tensor | None,
 
 def attention_pool(h: Tensor, weight: Tensor, bias: Tensor | None, score: Tensor, seed: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
     """(out [B, 2H], weights [B, T])."""
-    h, weight, score = h.contiguous(), weight.contiguous(), score.contiguous()
+    h, weight, bias, score = dense(h, weight, bias, score)
     batch, steps, hidden = h.shape
     out = h.new_empty(batch, 2 * hidden)
     weights = h.new_empty(batch, steps, dtype=torch.float32)
     if h.numel():
         numbers, blocks = _options(h, score, bias, seed, dropout)
-        _forward[(batch,)](h, weight, h if bias is None else bias.contiguous(), score, out, weights, *numbers, **blocks, num_warps=4)
+        _forward[(batch,)](h, weight, h if bias is None else bias, score, out, weights, *numbers, **blocks, num_warps=4)
     return out, weights.to(h.dtype)
 
 
@@ -164,7 +166,7 @@ def attention_pool_backward(
     seed: Tensor | None, dropout: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dh, dweight, dbias, dscore)."""
-    grad, h, weight, score = grad.contiguous(), h.contiguous(), weight.contiguous(), score.contiguous()
+    grad, grad_weights, h, weight, bias, score, weights = dense(grad, grad_weights, h, weight, bias, score, weights.float())
     batch, steps, hidden = h.shape
     attention = score.shape[0]
     dh = torch.empty_like(h)
@@ -173,8 +175,8 @@ def attention_pool_backward(
     if h.numel():
         numbers, blocks = _options(h, score, bias, seed, dropout)
         _backward[(batch,)](
-            grad, grad if grad_weights is None else grad_weights.contiguous(), h, weight, h if bias is None else bias.contiguous(),
-            score, weights.float().contiguous(), dh, du, dscore, *numbers, GRAD_WEIGHTS=grad_weights is not None, **blocks, num_warps=4,
+            grad, grad if grad_weights is None else grad_weights, h, weight, h if bias is None else bias,
+            score, weights, dh, du, dscore, *numbers, GRAD_WEIGHTS=grad_weights is not None, **blocks, num_warps=4,
         )  # fmt: skip
     du = du.view(-1, attention)
     dweight = (du.t() @ h.view(-1, hidden).float()).to(weight.dtype)

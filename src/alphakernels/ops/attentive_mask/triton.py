@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ghost_batch_norm.triton import dense
 from ..sparsemax import triton as _sparsemax
 from ..sparsemax.triton import centre_on_support, project, tile
 
@@ -57,7 +58,7 @@ def attentive_mask(
     logits: Tensor, prior: Tensor, relax: float, update_prior: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(mask [B, D], entropy [B], new prior [B, D] or [0, D])."""
-    logits, prior = logits.contiguous(), prior.contiguous()
+    logits, prior = dense(logits, prior)
     rows, n = logits.shape
     if n > _sparsemax.MAX_TILE:  # no TabNet is so wide; the pieces serve
         mask = _sparsemax.sparsemax(logits * prior)
@@ -85,7 +86,7 @@ def attentive_mask_backward(
 ) -> tuple[Tensor, Tensor]:
     """(gradient of the logits [B, D], of the prior [B, D] or [0, D])."""
     rows, n = mask.shape
-    grad_mask, logits, prior, mask = (t.contiguous() for t in (grad_mask, logits, prior, mask))
+    grad_mask, grad_entropy, grad_new_prior, logits, prior, mask = dense(grad_mask, grad_entropy, grad_new_prior, logits, prior, mask)
     if n > _sparsemax.MAX_TILE:
         g = grad_mask
         if grad_entropy is not None:
@@ -102,8 +103,8 @@ def attentive_mask_backward(
         shape = tile(n)
         _backward[(triton.cdiv(rows, shape["ROWS"]),)](
             grad_mask,
-            grad_mask if grad_entropy is None else grad_entropy.contiguous(),
-            grad_mask if grad_new_prior is None else grad_new_prior.contiguous(),
+            grad_mask if grad_entropy is None else grad_entropy,
+            grad_mask if grad_new_prior is None else grad_new_prior,
             logits,
             prior,
             mask,

@@ -23,7 +23,7 @@ def complete_graph_attention(
         return h * 1, nothing, nothing, nothing
     x, y, rows = s.double(), t.double(), h.double()
     if offsets is None:
-        day, offsets = torch.zeros_like(s, dtype=torch.int64), torch.tensor([0, n], device=s.device)
+        day, offsets = torch.zeros_like(s, dtype=torch.int64), torch.arange(0, n + 1, n, device=s.device)
     else:
         day = torch.searchsorted(offsets.contiguous(), torch.arange(n, device=s.device), right=True) - 1
     begin, end = offsets[:-1][day], offsets[1:][day]  # [N], of each stock's day

@@ -17,11 +17,19 @@ from .reference import chunk_sizes
 
 ROWS = 64  # rows of a block: the tile [ROWS, COLUMNS] stays in registers
 COLUMNS = 32
+TOGETHER = 32  # blocks, or chunks, whose results are joined at once: one after the other, each would wait for its own from memory
 
 
 def dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Contiguous, as the kernels address them."""
-    return tuple(None if t is None else t.contiguous() for t in tensors)
+    """Contiguous and aligned, as the kernels address them."""
+    return tuple(None if t is None else aligned(t) for t in tensors)
+
+
+def aligned(t: Tensor) -> Tensor:
+    """Contiguous, its first element where 16 bytes begin: Triton compiles another program for one that lies elsewhere, which adds up in
+    another order, and which nobody can load while a graph is captured."""
+    t = t.contiguous()
+    return t if t.data_ptr() % 16 == 0 else t.clone()
 
 
 @dataclass(frozen=True)
@@ -73,42 +81,62 @@ def statistics(x, mean, m2, rows, size, chunks, per_chunk, n, ROWS: tl.constexpr
 
 
 @triton.jit
-def join_statistics(part_mean, part_m2, mean, rstd, running_mean, running_var, linear_bias, new_mean, new_var, rows, size,
-                    chunks, per_chunk, n, momentum, eps, RUNNING: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
-                    COLUMNS: tl.constexpr):  # fmt: skip
-    """Chan's formula over the blocks of each chunk, in order; then the running statistics, chunk after chunk."""
+def _join_statistics(part_mean, part_m2, mean, rstd, variance, rows, size, chunks, per_chunk, n, eps, RUNNING: tl.constexpr,
+                    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr):  # fmt: skip
+    """Of one chunk, from its blocks; some blocks at once, and these joined in order by Chan's formula. For the running statistics
+    also the variance over rows - 1."""
+    chunk = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    there = column < n
+    length = tl.where(chunk == chunks - 1, rows - chunk * size, size)
+    count = 0.0
+    mu = tl.zeros((COLUMNS,), tl.float32)
+    m2 = tl.zeros((COLUMNS,), tl.float32)
+    for first in range(0, per_chunk, TOGETHER):
+        block = first + tl.arange(0, TOGETHER)
+        here = tl.minimum(tl.maximum(length - block * ROWS, 0), ROWS).to(tl.float32)[:, None]  # rows of each block
+        at = (chunk * per_chunk + block)[:, None] * n + column[None, :]
+        real = (block < per_chunk)[:, None] & there[None, :]
+        means = tl.load(part_mean + at, real, 0.0)
+        added = tl.sum(tl.sum(here, 1), 0)  # none, where the last chunk has more blocks than this one
+        centre = tl.sum(means * here, 0) / tl.maximum(added, 1.0)
+        d = means - centre[None, :]
+        centre += tl.sum(d * here, 0) / tl.maximum(added, 1.0)
+        within = tl.sum(tl.load(part_m2 + at, real, 0.0) + d * d * here, 0)
+        total = count + added
+        away = centre - mu
+        mu += away * (added / total)
+        m2 += within + away * away * (count * added / total)
+        count = total
+    to = chunk * n + column
+    tl.store(mean + to, mu, there)
+    tl.store(rstd + to, 1.0 / tl.sqrt(m2 / count + eps), there)
+    if RUNNING:
+        tl.store(variance + to, m2 / (count - 1.0), there)
+
+
+@triton.jit
+def _update_running(mean, variance, running_mean, running_var, linear_bias, new_mean, new_var, chunks, n, momentum, BIAS: tl.constexpr,
+                    COLUMNS: tl.constexpr, TOGETHER: tl.constexpr):  # fmt: skip
+    """`running += momentum * (value - running)` chunk after chunk, which is a sum of all with shares that fade by 1 - momentum."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = column < n
-    run_mean = tl.zeros((COLUMNS,), tl.float32)
-    run_var = tl.zeros((COLUMNS,), tl.float32)
-    shift = tl.zeros((COLUMNS,), tl.float32)
-    if RUNNING:
-        run_mean += tl.load(running_mean + column, there, 0.0).to(tl.float32)
-        run_var += tl.load(running_var + column, there, 0.0).to(tl.float32)
+    fade = tl.log2(1.0 - momentum)
+    kept = tl.exp2(chunks * fade)
+    run_mean = kept * tl.load(running_mean + column, there, 0.0).to(tl.float32)
+    run_var = kept * tl.load(running_var + column, there, 0.0).to(tl.float32)
     if BIAS:
-        shift += tl.load(linear_bias + column, there, 0.0).to(tl.float32)
-    for chunk in range(0, chunks):
-        begin = chunk * size
-        length = tl.where(chunk == chunks - 1, rows - begin, size)
-        count = 0.0
-        mu = tl.zeros((COLUMNS,), tl.float32)
-        m2 = tl.zeros((COLUMNS,), tl.float32)
-        for k in range(0, per_chunk):
-            here = tl.minimum(tl.maximum(length - k * ROWS, 0), ROWS).to(tl.float32)
-            at = (tl.cast(chunk, tl.int64) * per_chunk + k) * n + column
-            total = count + here
-            share = here / tl.maximum(total, 1.0)
-            d = tl.load(part_mean + at, there, 0.0) - mu
-            mu += d * share
-            m2 += tl.where(here > 0, tl.load(part_m2 + at, there, 0.0) + d * d * count * share, 0.0)
-            count = total
-        tl.store(mean + tl.cast(chunk, tl.int64) * n + column, mu, there)
-        tl.store(rstd + tl.cast(chunk, tl.int64) * n + column, 1.0 / tl.sqrt(m2 / count + eps), there)
-        run_mean += momentum * (mu + shift - run_mean)
-        run_var += momentum * (m2 / (count - 1.0) - run_var)
-    if RUNNING:
-        tl.store(new_mean + column, run_mean, there)
-        tl.store(new_var + column, run_var, there)
+        run_mean += (1.0 - kept) * tl.load(linear_bias + column, there, 0.0).to(tl.float32)
+    for first in range(0, chunks, TOGETHER):
+        chunk = first + tl.arange(0, TOGETHER)
+        later = chunks - 1 - chunk
+        share = momentum * tl.where(later == 0, 1.0, tl.exp2(later * fade))[:, None]
+        at = chunk.to(tl.int64)[:, None] * n + column[None, :]
+        real = (later >= 0)[:, None] & there[None, :]
+        run_mean += tl.sum(tl.where(real, share * tl.load(mean + at, real, 0.0), 0.0), 0)
+        run_var += tl.sum(tl.where(real, share * tl.load(variance + at, real, 0.0), 0.0), 0)
+    tl.store(new_mean + column, run_mean, there)
+    tl.store(new_var + column, run_var, there)
 
 
 @triton.jit
@@ -157,25 +185,21 @@ def _gradient_sums(grad, x, mean, rstd, s1, s2, rows, size, chunks, per_chunk, n
 
 
 @triton.jit
-def join_sums(part1, part2, s1, s2, dweight, dbias, chunks, per_chunk, n, COLUMNS: tl.constexpr):
-    """Sums of each chunk [chunks, n] from those of its blocks, and the parameters' gradients over all of them."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+def _join_sums(part1, part2, s1, s2, per_chunk, n, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr):
+    """Sums of each chunk [chunks, n] from those of its blocks."""
+    chunk = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = column < n
-    w = tl.zeros((COLUMNS,), tl.float32)
-    b = tl.zeros((COLUMNS,), tl.float32)
-    for chunk in range(0, chunks):
-        a1 = tl.zeros((COLUMNS,), tl.float32)
-        a2 = tl.zeros((COLUMNS,), tl.float32)
-        for k in range(0, per_chunk):
-            at = (tl.cast(chunk, tl.int64) * per_chunk + k) * n + column
-            a1 += tl.load(part1 + at, there, 0.0)
-            a2 += tl.load(part2 + at, there, 0.0)
-        tl.store(s1 + tl.cast(chunk, tl.int64) * n + column, a1, there)
-        tl.store(s2 + tl.cast(chunk, tl.int64) * n + column, a2, there)
-        b += a1
-        w += a2
-    tl.store(dweight + column, w, there)
-    tl.store(dbias + column, b, there)
+    a1 = tl.zeros((COLUMNS,), tl.float32)
+    a2 = tl.zeros((COLUMNS,), tl.float32)
+    for first in range(0, per_chunk, TOGETHER):
+        block = first + tl.arange(0, TOGETHER)
+        at = (chunk * per_chunk + block)[:, None] * n + column[None, :]
+        real = (block < per_chunk)[:, None] & there[None, :]
+        a1 += tl.sum(tl.load(part1 + at, real, 0.0), 0)
+        a2 += tl.sum(tl.load(part2 + at, real, 0.0), 0)
+    tl.store(s1 + chunk * n + column, a1, there)
+    tl.store(s2 + chunk * n + column, a2, there)
 
 
 @triton.jit
@@ -217,12 +241,24 @@ def chunk_statistics(
     grid = blocks.grid(n)
     part_mean, part_m2 = (x.new_empty(grid[0], n, dtype=dtype) for _ in range(2))
     statistics[grid](x, part_mean, part_m2, *blocks.arguments, n, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4)
-    join_statistics[(grid[1],)](
-        part_mean, part_m2, mean, rstd, running_mean if running else x, running_var if running else x,
-        linear_bias if linear_bias is not None else x, new_mean, new_var, *blocks.arguments, n, momentum, eps,
-        RUNNING=running, BIAS=linear_bias is not None, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=1,
-    )  # fmt: skip
+    variance = x.new_empty(blocks.chunks if running else 0, n, dtype=dtype)
+    of_chunks, tile = (blocks.chunks, grid[1]), {"COLUMNS": COLUMNS, "TOGETHER": TOGETHER, "num_warps": 4}
+    _join_statistics[of_chunks](part_mean, part_m2, mean, rstd, variance, *blocks.arguments, n, eps, RUNNING=running, ROWS=ROWS, **tile)
+    if running:
+        _update_running[grid[1:]](
+            mean, variance, running_mean, running_var, x if linear_bias is None else linear_bias, new_mean, new_var, blocks.chunks, n, momentum,
+            BIAS=linear_bias is not None, **tile,
+        )  # fmt: skip
     return mean, rstd, new_mean, new_var
+
+
+def joined(part1: Tensor, part2: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Two column sums of each chunk, [chunks, n], from those of its blocks."""
+    n = part1.shape[1]
+    s1, s2 = (part1.new_empty(blocks.chunks, n) for _ in range(2))
+    tile = {"COLUMNS": COLUMNS, "TOGETHER": TOGETHER, "num_warps": 4}
+    _join_sums[(blocks.chunks, triton.cdiv(n, COLUMNS))](part1, part2, s1, s2, blocks.per_chunk, n, **tile)
+    return s1, s2
 
 
 def ghost_batch_norm(
@@ -252,19 +288,17 @@ def ghost_batch_norm_backward(
     n, blocks = x.shape[1], Blocks.of(x.shape[0], virtual_batch_size, training)
     grid = blocks.grid(n)
     part1, part2 = (mean.new_empty(grid[0], n) for _ in range(2))
-    s1, s2 = (mean.new_empty(blocks.chunks, n) for _ in range(2))
-    dx, dweight, dbias = torch.empty_like(x), mean.new_zeros(n), mean.new_zeros(n)
-    if x.numel():
-        tiles = {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4}
-        _gradient_sums[grid](grad, x, mean, rstd, part1, part2, *blocks.arguments, n, **tiles)
-        join_sums[(grid[1],)](
-            part1, part2, s1, s2, dweight, dbias, blocks.chunks, blocks.per_chunk, n, COLUMNS=COLUMNS, num_warps=1
-        )
-        _input_gradient[grid](
-            grad, x, mean, rstd, x if weight is None else weight, s1, s2, dx, *blocks.arguments, n,
-            WEIGHT=weight is not None, TRAINING=training, **tiles,
-        )  # fmt: skip
-    return dx, dweight, dbias
+    dx = torch.empty_like(x)
+    if x.numel() == 0:
+        return dx, mean.new_zeros(n), mean.new_zeros(n)
+    tiles = {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4}
+    _gradient_sums[grid](grad, x, mean, rstd, part1, part2, *blocks.arguments, n, **tiles)
+    s1, s2 = joined(part1, part2, blocks)
+    _input_gradient[grid](
+        grad, x, mean, rstd, x if weight is None else weight, s1, s2, dx, *blocks.arguments, n,
+        WEIGHT=weight is not None, TRAINING=training, **tiles,
+    )  # fmt: skip
+    return dx, s2.sum(0), s1.sum(0)
 
 
 def pointers(*names: str) -> dict[str, str]:
@@ -277,23 +311,27 @@ _TILE = {"ROWS": ROWS, "COLUMNS": COLUMNS}
 AOT = [
     (statistics, {**pointers("x", "mean", "m2"), **CUT}, _TILE, 4),
     (
-        join_statistics,
+        _join_statistics,
+        {**pointers("part_mean", "part_m2", "mean", "rstd", "variance"), **CUT, "eps": "fp32"},
+        {"RUNNING": True, "TOGETHER": TOGETHER, **_TILE},
+        4,
+    ),
+    (
+        _update_running,
         {
-            **pointers("part_mean", "part_m2", "mean", "rstd", "running_mean", "running_var", "linear_bias", "new_mean", "new_var"),
-            **CUT,
-            "momentum": "fp32",
-            "eps": "fp32",
+            **pointers("mean", "variance", "running_mean", "running_var", "linear_bias", "new_mean", "new_var"),
+            **{"chunks": "i32", "n": "i32", "momentum": "fp32"},
         },
-        {"RUNNING": True, "BIAS": True, **_TILE},
-        1,
+        {"BIAS": True, "COLUMNS": COLUMNS, "TOGETHER": TOGETHER},
+        4,
     ),
     (_normalise, {**pointers("x", "y", "mean", "rstd", "weight", "bias"), **CUT}, {"WEIGHT": True, "BIAS": True, **_TILE}, 4),
     (_gradient_sums, {**pointers("grad", "x", "mean", "rstd", "s1", "s2"), **CUT}, _TILE, 4),
     (
-        join_sums,
-        {**pointers("part1", "part2", "s1", "s2", "dweight", "dbias"), "chunks": "i32", "per_chunk": "i32", "n": "i32"},
-        {"COLUMNS": COLUMNS},
-        1,
+        _join_sums,
+        {**pointers("part1", "part2", "s1", "s2"), "per_chunk": "i32", "n": "i32"},
+        {"COLUMNS": COLUMNS, "TOGETHER": TOGETHER},
+        4,
     ),
     (
         _input_gradient,

@@ -17,7 +17,7 @@ from ..ghost_batch_norm.triton import (
     block_rows,
     chunk_statistics,
     dense,
-    join_sums,
+    joined,
     mean_part,
     pointers,
 )
@@ -121,10 +121,9 @@ def glu_block_backward(
     norm = mean.shape[0] > 0
     blocks = Blocks.of(rows, virtual_batch_size, training)
     du, dresidual = torch.empty_like(u), u.new_empty(rows if residual_needs_grad else 0, n // 2)
-    parameters = n if norm else 0
-    dweight, dbias = mean.new_zeros(parameters), mean.new_zeros(parameters)
+    nothing = mean.new_zeros(n if norm else 0)
     if u.numel() == 0:
-        return du, dresidual, dweight, dbias
+        return du, dresidual, nothing, nothing.clone()
     tiles = {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4}
     grid = blocks.grid(n // 2)
     dv = torch.empty_like(u, dtype=mean.dtype) if norm else du
@@ -133,17 +132,14 @@ def glu_block_backward(
         grad, u, mean, rstd, u if weight is None else weight, u if bias is None else bias, dv, dresidual, part1, part2,
         *blocks.arguments, n, scale, WEIGHT=weight is not None, BIAS=bias is not None, NORM=norm, RESIDUAL=residual_needs_grad, **tiles,
     )  # fmt: skip
-    if norm:
-        s1, s2 = (mean.new_empty(blocks.chunks, n) for _ in range(2))
-        wide = blocks.grid(n)
-        join_sums[(wide[1],)](
-            part1, part2, s1, s2, dweight, dbias, blocks.chunks, blocks.per_chunk, n, COLUMNS=COLUMNS, num_warps=1
-        )
-        _through_norm[wide](
-            dv, u, mean, rstd, u if weight is None else weight, s1, s2, du, *blocks.arguments, n,
-            WEIGHT=weight is not None, TRAINING=training, **tiles,
-        )  # fmt: skip
-    return du, dresidual, dweight, dbias
+    if not norm:
+        return du, dresidual, nothing, nothing.clone()
+    s1, s2 = joined(part1, part2, blocks)
+    _through_norm[blocks.grid(n)](
+        dv, u, mean, rstd, u if weight is None else weight, s1, s2, du, *blocks.arguments, n,
+        WEIGHT=weight is not None, TRAINING=training, **tiles,
+    )  # fmt: skip
+    return du, dresidual, s2.sum(0), s1.sum(0)
 
 
 _TILE = {"ROWS": ROWS, "COLUMNS": COLUMNS}

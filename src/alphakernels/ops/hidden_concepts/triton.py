@@ -13,7 +13,7 @@ from torch import Tensor
 from .._days_triton import Days, day_tile
 from ..concept_attention.triton import DEPTH, EPS, OTHERS, ROWS, WARPS, blocks, cosines, load_rows, per_length, row_dots
 from ..ghost_batch_norm.op import statistics_dtype
-from ..ghost_batch_norm.triton import dense, pointers
+from ..ghost_batch_norm.triton import aligned, dense, pointers
 
 
 @triton.jit
@@ -147,7 +147,7 @@ def _backward(grad, x, value, choice, keys, order, norm, itself, dproduct, dx, o
 
 def hidden_concepts(x: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """(concepts [N, H], each stock's largest similarity [N], and the row it chose or -1 [N])."""
-    x = x.contiguous()
+    x = aligned(x)
     n, hidden = x.shape
     concepts, value = torch.empty_like(x), x.new_empty(n, dtype=statistics_dtype(x))
     choice = x.new_empty(n, dtype=torch.int32)

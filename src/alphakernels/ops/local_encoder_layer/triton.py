@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from ..ghost_batch_norm.triton import dense, pointers
+from ..ghost_batch_norm.triton import aligned, dense, pointers
 from . import reference
 from .op import triton_limit
 from .triton_attention import attend, attend_backward
@@ -106,9 +106,9 @@ class Layer:
         problem = triton_limit(self.d, x.dtype)
         if problem is not None:
             raise RuntimeError(f"local_encoder_layer: the triton kernel was asked for and cannot run: {problem}")
-        self.x = x.contiguous()
+        self.x = aligned(x)
         self.w = dict(zip(reference.NAMES, dense(*weights), strict=False))
-        self.mask = self.x if mask is None else mask.contiguous()
+        self.mask = self.x if mask is None else aligned(mask)
         self.heads, self.eps = heads, eps
         self.tokens, self.f = self.batch * self.steps, self.w["linear1_weight"].shape[0]
         self.conv = "conv_weight" in self.w
@@ -220,7 +220,7 @@ def local_encoder_layer_backward(
         layer.follow(mixed, s, sums, None)
 
     gradients = {}
-    dsum1, dattended, parts = _through_ffn(layer, grad.contiguous(), *sums, gradients)
+    dsum1, dattended, parts = _through_ffn(layer, aligned(grad), *sums, gradients)
     del sums
     gradients |= zip(("norm2_weight", "norm2_bias", "linear2_bias", "norm1_weight", "norm1_bias", "out_proj_bias"), parts, strict=True)
     dattended, mixed_rows = dattended.view(-1, d), mixed.view(-1, d)

@@ -50,9 +50,9 @@ def _device_limit(device: int | None, cell: str, precision: int, hidden: int, ke
     needed = [_library.cuda_shared_bytes(cell == "lstm", precision, hidden, backward) for backward in ([False, True] if keep else [False])]
     if min(needed) < 0:
         return f"the CUDA kernel takes hidden sizes from 1 to 128, this one is {hidden}"
-    limit = properties.shared_memory_per_block_optin
-    if max(needed) > limit:
-        return f"the weights of hidden size {hidden} need {max(needed) >> 10} KB of shared memory, a block of {properties.name} has {limit >> 10}"
+    room = properties.shared_memory_per_block_optin
+    if max(needed) > room:
+        return f"the weights of hidden size {hidden} need {max(needed) >> 10} KB of shared memory, {properties.name} has {room >> 10}"
     return None
 
 

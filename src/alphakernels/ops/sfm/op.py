@@ -81,7 +81,8 @@ def fourier_waves(
     Returns:
         [T, 2, F].
     """
-    turns = torch.tensor(2 * math.pi, dtype=angle_dtype, device=device) * torch.arange(1, steps + 1, device=device)  # [T]
+    # Filled there: a number sent from the host would wait for the device, which a CUDA graph cannot hold.
+    turns = torch.full((), 2 * math.pi, dtype=angle_dtype, device=device) * torch.arange(1, steps + 1, device=device)  # [T]
     share = torch.arange(frequencies, dtype=torch.float64, device=device) / frequencies  # [F]
     angles = turns.double()[:, None] * share  # [T, F]
     return torch.stack([angles.cos(), angles.sin()], 1).to(dtype or torch.get_default_dtype())

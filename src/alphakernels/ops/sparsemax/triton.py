@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ghost_batch_norm.triton import aligned, dense
+
 MAX_TILE = 16384  # columns that one program holds in registers
 CHUNK = 8192
 
@@ -124,7 +126,7 @@ def tile(n: int) -> dict[str, int]:
 
 def sparsemax(x: Tensor) -> Tensor:
     """Over the last dimension."""
-    x = x.contiguous()
+    x = aligned(x)
     out = torch.empty_like(x)
     n = x.shape[-1] if x.dim() else 1
     if x.numel() == 0:
@@ -140,7 +142,7 @@ def sparsemax(x: Tensor) -> Tensor:
 
 def sparsemax_backward(grad: Tensor, mask: Tensor) -> Tensor:
     """grad less its mean over each row's support, zero elsewhere."""
-    grad, mask = grad.contiguous(), mask.contiguous()
+    grad, mask = dense(grad, mask)
     out = torch.empty_like(grad)
     n = grad.shape[-1] if grad.dim() else 1
     if grad.numel() == 0:

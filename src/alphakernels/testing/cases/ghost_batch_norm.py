@@ -56,6 +56,8 @@ CASES = [
     # The spread of two rows is a difference of close numbers, and their normalised values are +-1 whatever they were.
     _case("two rows", 2, 3, 8, tolerance=Tolerance(1e-4, 1e-5, 1e-6)),
     _case("tiny batches", 30, 7, 2, tolerance=Tolerance(1e-3, 1e-4)),
+    _case("batches of many blocks", 4203, 9, 2100),
+    _case("many batches", 293, 6, 8),
     _case("one feature", 31, 1, 8),
     _case("no parameters", 40, 12, 16, given=()),
     _case("weight alone", 40, 12, 16, given=("weight",)),

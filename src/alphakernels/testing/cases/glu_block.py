@@ -75,6 +75,8 @@ CASES = [
     _case("exactly one batch", 64, 5, 64),
     _case("ragged", 257, 20, 50),
     _case("one row left over", 13, 3, 3),
+    _case("batches of many blocks", 4203, 9, 2100),
+    _case("many batches", 293, 6, 8),
     _case("one column", 31, 1, 8),
     _case("no residual", 40, 6, 16, residual=False, scale=1.0),
     _case("no parameters", 40, 6, 16, given=()),
