@@ -6,13 +6,16 @@ from torch's global CPU stream and batch by batch, also while evaluating, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from alphakernels.data import Batch, RowBatches
+from alphakernels.data.gather import sent
+from alphakernels.training.batches import Batches
 
 
 class Pretraining(nn.Module):
@@ -56,6 +59,28 @@ class TailJoined:
         if self._short:
             last, tail = batches
             yield Batch(torch.cat([last.x, tail.x]), None, np.concatenate([last.rows, tail.rows]))
+
+
+class Hiding:
+    """Batches with the mask of what each one hides, [B, D] of 0 and 1 in `extras["hidden"]`. It is drawn as the batch is taken, not in the
+    step, so that a step can be captured.
+
+    Args:
+        batches: whose features are [B, D].
+        draw: (rows, features) -> mask, on the CPU.
+    """
+
+    def __init__(self, batches: Batches, draw: Callable[[int, int], Tensor]) -> None:
+        self._batches = batches
+        self._draw = draw
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            hidden = self._draw(*batch.x.shape).numpy()
+            yield replace(batch, extras=batch.extras | {"hidden": sent(hidden, batch.x.device).to(batch.x.dtype)})
 
 
 def draw_hidden(rows: int, features: int, probability: float) -> Tensor:

@@ -20,6 +20,7 @@ from alphakernels.estimators._device import resolve_device
 from alphakernels.estimators._qlib_checkpoint import read_state_dict
 from alphakernels.estimators._segments import Rows
 from alphakernels.estimators._tabnet_pretraining import (
+    Hiding,
     Pretraining,
     TailJoined,
     draw_hidden,
@@ -180,22 +181,23 @@ class TabNetModel(Estimator):
         valid = self._segment(context, "pretrain_validation" if own_valid else "valid", "mean", label=False)
 
         def loss(module: nn.Module, batch: Any) -> Tensor:
-            hidden = draw_hidden(*batch.x.shape, self.ps).to(batch.x)
+            hidden = batch.extras["hidden"]
             return reconstruction_loss(batch.x, hidden, module(batch.x, hidden), self.variant)
 
-        def evaluation_loss(module: nn.Module, batch: Any) -> Tensor:
-            hidden = draw_hidden_for_evaluation(*batch.x.shape, self.ps, self.batch_size).to(batch.x)
-            return reconstruction_loss(batch.x, hidden, module(batch.x, hidden), self.variant)
+        def training(rows: int, features: int) -> Tensor:
+            return draw_hidden(rows, features, self.ps)
+
+        def evaluation(rows: int, features: int) -> Tensor:
+            return draw_hidden_for_evaluation(rows, features, self.ps, self.batch_size)
 
         self._trainer(context, "pretrain", epochs=self.pretrain_n_epochs, cumulative=True).fit(
             module,
             loss,
-            self._training_batches(context, train),
+            Hiding(self._training_batches(context, train), training),
             {
-                "train": TailJoined(self._evaluation_batches(context, train)),
-                "valid": TailJoined(self._evaluation_batches(context, valid)),
+                "train": Hiding(TailJoined(self._evaluation_batches(context, train)), evaluation),
+                "valid": Hiding(TailJoined(self._evaluation_batches(context, valid)), evaluation),
             },
-            evaluation_loss=evaluation_loss,
             random_state=context.random_state,
             feature_names=context.features,
             fingerprint=self._fingerprint(context, train=train, valid=valid),
