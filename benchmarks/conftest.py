@@ -170,9 +170,13 @@ class Rates:
 def rates(device) -> Rates:
     n = 2048 if device.type == "cpu" else 8192
     gemm = {}
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"  # of a GPU: what float32 may take at the fastest, as recurrences do by default
     for dtype in (torch.float32,) if device.type == "cpu" else (torch.float32, torch.bfloat16):
         a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
         gemm[dtype] = 2 * n**3 / take_turns({"gemm": lambda a=a, b=b: a @ b}, device, 7)["gemm"] * 1e3
+    products.fp32_precision = before
     source = torch.randn(32 << 20 if device.type == "cpu" else 1 << 29, device=device)
     target = torch.empty_like(source)
     copy = take_turns({"copy": lambda: target.copy_(source)}, device, 7)["copy"]
@@ -229,6 +233,7 @@ def environment() -> dict:
         "torch": torch.__version__,
         "triton": importlib.metadata.version("triton") if _library.has_triton() else None,
         "driver": _driver() if torch.cuda.is_available() else None,
+        "float32": _precision() if torch.cuda.is_available() else None,
         "alphakernels": alphakernels.__version__,
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
@@ -254,6 +259,11 @@ def _driver() -> str | None:
         return subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.split("\n")[0] or None
     except (OSError, subprocess.TimeoutExpired):
         return None
+
+
+def _precision() -> str:
+    """How a GPU multiplies float32: torch's switches of the recurrences and of other products."""
+    return f"recurrences {torch.backends.cudnn.rnn.fp32_precision}, products {torch.backends.cuda.matmul.fp32_precision}"
 
 
 def _processor() -> str:

@@ -58,8 +58,9 @@ from alphakernels.ops import _library
 sys.exit(\"; \".join(library.problem for library in (_library.compiled(), _library.compiled_cuda()) if library.problem) or 0)"'
 step doctor 20 "$python" -m alphakernels doctor
 # shellcheck disable=SC2086
-step contract 90 "$python" -m pytest -q -p no:cacheprovider $cores -k "triton or compiled" tests/ops --deselect tests/ops/test_triton_aot.py
-step gpu 80 "$python" -m pytest -q -p no:cacheprovider tests/gpu
+step contract 90 env OMP_NUM_THREADS=2 "$python" -m pytest -q -p no:cacheprovider $cores -k "triton or compiled" tests/ops --deselect tests/ops/test_triton_aot.py
+# shellcheck disable=SC2086
+step gpu 80 env OMP_NUM_THREADS=2 "$python" -m pytest -q -p no:cacheprovider ${cores:+-n 3 --dist loadfile} tests/gpu
 rm -f benchmarks/results.json
 step measure 150 "$python" -m pytest -q -p no:cacheprovider benchmarks/test_gpu.py --device cuda --rounds 9 --benchmark-disable-gc
 cp -f benchmarks/results.json "$out/" 2>/dev/null || true
