@@ -44,7 +44,7 @@ def day_range(offsets, day, rows, MANY: tl.constexpr):
     begin = day * 0
     end = begin + rows
     if MANY:
-        begin = tl.maximum(tl.load(offsets + day), 0)
+        begin = tl.minimum(tl.maximum(tl.load(offsets + day), 0), rows)
         end = tl.minimum(tl.load(offsets + day + 1), rows)
     return begin, end
 
@@ -68,4 +68,5 @@ def day_tile(offsets, days, rows, SIZE: tl.constexpr, MANY: tl.constexpr):
             day = tl.where(within, middle, day)
             above = tl.where(within, above, middle)
     begin, end = day_range(offsets, day, rows, MANY)
-    return day, begin, end, begin + (slot - first_slot(begin, day, SIZE)) * SIZE
+    start = begin + (slot - first_slot(begin, day, SIZE)) * SIZE
+    return day, begin, tl.where(start < begin, start, end), start

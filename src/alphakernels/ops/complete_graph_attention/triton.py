@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._days_triton import Days, day_tile
-from ..concept_attention.triton import load_rows, row_products
+from ..concept_attention.triton import factor, load_rows, row_products
 from ..ghost_batch_norm.triton import dense, pointers
 from . import sorted_sums_triton
 from .sorted_sums_triton import SortedSums
@@ -78,10 +78,10 @@ def _weigh(t, index, offsets, order, score, steep, flat, days, rows, negative_sl
     if start < end:
         place = start + tl.arange(0, TILE)
         there = place < end
-        by_t = tl.load(index + rows + place, there, rows) - rows
-        tl.store(order + place, tl.load(index + place, there, 0).to(tl.int32), there)
+        by_t = tl.maximum(tl.load(index + rows + place, there, rows) - rows, 0)
+        tl.store(order + place, tl.minimum(tl.load(index + place, there, 0), rows - 1).to(tl.int32), there)
         tl.store(order + rows + place, by_t.to(tl.int32), there)
-        top = _or_nan(tl.load(t + (tl.load(index + rows + begin) - rows)).to(tl.float32))
+        top = _or_nan(tl.load(t + tl.maximum(tl.load(index + rows + begin) - rows, 0)).to(tl.float32))
         value = tl.load(t + by_t, there, 0.0).to(tl.float32)
         tl.store(score + place, value, there)
         tl.store(steep + place, tl.exp(value - top), there)
@@ -129,8 +129,8 @@ def _walk(t, h, query, begin, end, column, hidden, top, negative_slope, QUERIES:
         j = low + tl.arange(0, LIST)
         there = j < end
         value = tl.load(t + j, there, 0.0).to(tl.float32)
-        steep = tl.where(there, tl.exp(value - top), 0.0)
-        flat = tl.where(there, tl.exp(negative_slope * (value - top)), 0.0)
+        steep = factor(tl.where(there, tl.exp(value - top), 0.0), PRECISION)
+        flat = factor(tl.where(there, tl.exp(negative_slope * (value - top)), 0.0), PRECISION)
         above = value[None, :] > -query[:, None]
         a = tl.where(above, steep[None, :], 0.0)
         b = tl.where(above, 0.0, flat[None, :])
@@ -259,7 +259,7 @@ def _distribute_by_pairs(grad, s, t, h, offsets, towards, scale, dt, dh, days, r
         product = row_products(h, j, there, grad, i, real, hidden, PRECISION, QUERIES, LIST)
         away = weight * (product - tl.load(towards + i, real, 0.0)[None, :])
         dscore += tl.sum(tl.where(above, away, negative_slope * away), 1)
-        acc = tl.dot(weight, load_rows(grad, i, real, own, hidden), acc, input_precision=PRECISION)
+        acc = tl.dot(factor(weight, PRECISION), load_rows(grad, i, real, own, hidden), acc, input_precision=PRECISION)
     tl.store(dh + j[:, None] * hidden + own[None, :], acc, there[:, None] & (own < hidden)[None, :])
     if tl.program_id(1) == 0:
         tl.store(dt + j, dscore, there)
@@ -284,7 +284,7 @@ def complete_graph_attention(
     s, t, h = dense(s, t, h)
     (n, hidden), days = h.shape, Days(h.shape[0], offsets)
     out, slope = torch.empty_like(h), h.new_empty(n if keep else 0, hidden)
-    scale, order = h.new_empty((2, n), dtype=torch.float64), h.new_empty((2, n), dtype=torch.int32)
+    scale, order = h.new_empty((2, n), dtype=torch.float64), h.new_zeros((2, n), dtype=torch.int32)
     if out.numel() == 0:
         return out, slope, scale.zero_(), order.zero_()
     by_sorting, where = _sorted(days), days.given(h)

@@ -37,6 +37,16 @@ def load_rows(x, row, there, column, hidden):
 
 
 @triton.jit
+def factor(x, PRECISION: tl.constexpr):
+    """x as a product takes it. Tensor cores leave off the last 13 bits of a float32 for TF32; rounded before, it errs by half as much, and
+    a sum of the same weights agrees with the product that it divides."""
+    if PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True)
+        x = tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)
+    return x
+
+
+@triton.jit
 def cosines(x, i, real, y, j, there, hidden, PRECISION: tl.constexpr, ROWS: tl.constexpr, OTHERS: tl.constexpr):
     """Products [ROWS, OTHERS] of the rows i of x and j of y, norms of both, the sums of y's rows, and whether a value is not finite."""
     product = tl.zeros((ROWS, OTHERS), tl.float32)
@@ -116,7 +126,7 @@ def _forward(x, concepts, offsets, concept_offsets, out, total, days, rows, memb
         there = j < last
         product, left, right, rowsum, _bad = cosines(x, i, real, concepts, j, there, hidden, PRECISION, ROWS, OTHERS)
         weight = tl.exp(product / (left[:, None] * right[None, :] + EPS))
-        weight = tl.where((rowsum != 0.0)[None, :], weight, 0.0)  # a row beyond the end sums to zero as well
+        weight = factor(tl.where((rowsum != 0.0)[None, :], weight, 0.0), PRECISION)  # a row beyond the end sums to zero as well
         sums += tl.sum(weight, 1)
         acc = tl.dot(weight, load_rows(concepts, j, there, own, hidden), acc, input_precision=PRECISION)
     acc = acc / tl.where(sums == 0.0, 1.0, sums)[:, None]
@@ -156,7 +166,7 @@ def _backward_stocks(grad, x, concepts, offsets, concept_offsets, out, total, dx
         weight, cosine, reciprocal = _weights(product, length, right, rowsum, sums)
         dproduct = weight * (along - dot[:, None]) * reciprocal
         dnorm -= tl.sum(dproduct * cosine * right[None, :], 1)
-        acc = tl.dot(dproduct, load_rows(concepts, j, there, own, hidden), acc, input_precision=PRECISION)
+        acc = tl.dot(factor(dproduct, PRECISION), load_rows(concepts, j, there, own, hidden), acc, input_precision=PRECISION)
     acc += per_length(dnorm, length)[:, None] * load_rows(x, i, real, own, hidden)
     tl.store(dx + i[:, None] * hidden + own[None, :], acc, real[:, None] & (own < hidden)[None, :])
     if tl.program_id(1) == 0:
@@ -187,8 +197,8 @@ def _backward_concepts(grad, x, concepts, offsets, concept_offsets, total, norm,
         weight = tl.where(real[:, None], weight, 0.0)
         dproduct = weight * (along - tl.load(towards + i, real, 0.0)[:, None]) * reciprocal
         dnorm -= tl.sum(dproduct * cosine * left[:, None], 0)
-        acc = tl.dot(tl.trans(dproduct), load_rows(x, i, real, own, hidden), acc, input_precision=PRECISION)
-        acc = tl.dot(tl.trans(weight), load_rows(grad, i, real, own, hidden), acc, input_precision=PRECISION)
+        acc = tl.dot(tl.trans(factor(dproduct, PRECISION)), load_rows(x, i, real, own, hidden), acc, input_precision=PRECISION)
+        acc = tl.dot(tl.trans(factor(weight, PRECISION)), load_rows(grad, i, real, own, hidden), acc, input_precision=PRECISION)
     acc += per_length(dnorm, length)[:, None] * load_rows(concepts, j, there, own, hidden)
     acc = tl.where((rowsum != 0.0)[:, None], acc, 0.0)  # whoever takes no part has no gradient, whatever the stocks hold
     tl.store(dconcepts + j[:, None] * hidden + own[None, :], acc, there[:, None] & (own < hidden)[None, :])

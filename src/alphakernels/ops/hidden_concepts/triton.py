@@ -150,7 +150,7 @@ def hidden_concepts(x: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, 
     x = aligned(x)
     n, hidden = x.shape
     concepts, value = torch.empty_like(x), x.new_empty(n, dtype=statistics_dtype(x))
-    choice = x.new_empty(n, dtype=torch.int32)
+    choice = x.new_full((n,), -1, dtype=torch.int32)
     if concepts.numel() == 0:
         return concepts, value.zero_(), choice.fill_(-1)
     days, tiling = Days(n, offsets), blocks(x)

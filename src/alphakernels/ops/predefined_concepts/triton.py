@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._days_triton import Days, day_range, day_tile
-from ..concept_attention.triton import OTHERS, ROWS, WARPS, blocks, load_rows
+from ..concept_attention.triton import OTHERS, ROWS, WARPS, blocks, factor, load_rows
 from ..ghost_batch_norm.op import statistics_dtype
 from ..ghost_batch_norm.triton import dense, pointers
 
@@ -45,7 +45,7 @@ def _forward(x, membership, offsets, rows, out, size, tiles, stocks, concepts, h
         i = begin + tl.arange(0, OTHERS)
         real = i < last
         member = _members(membership, rows, i, real, k, there, concepts, CHOSEN)
-        share = member / (sums[None, :] * member + 1.0)
+        share = factor(member / (sums[None, :] * member + 1.0), PRECISION)
         acc = tl.dot(tl.trans(share), load_rows(x, i, real, own, hidden), acc, input_precision=PRECISION)
     at = day * concepts + k
     tl.store(out + at[:, None] * hidden + own[None, :], acc, there[:, None] & (own < hidden)[None, :])
@@ -66,7 +66,7 @@ def _backward(grad, membership, offsets, rows, size, dx, days, stocks, concepts,
         k = begin + tl.arange(0, OTHERS)
         there = k < concepts
         member = _members(membership, rows, i, real, k, there, concepts, CHOSEN)
-        share = member / (tl.load(size + day * concepts + k, there, 0.0)[None, :] * member + 1.0)
+        share = factor(member / (tl.load(size + day * concepts + k, there, 0.0)[None, :] * member + 1.0), PRECISION)
         acc = tl.dot(share, load_rows(grad, day * concepts + k, there, own, hidden), acc, input_precision=PRECISION)
     tl.store(dx + i[:, None] * hidden + own[None, :], acc, real[:, None] & (own < hidden)[None, :])
 

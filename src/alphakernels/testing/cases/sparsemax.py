@@ -6,6 +6,7 @@ import torch
 
 from ... import ops
 from ...ops.sparsemax import reference
+from ..tolerances import Tolerance
 from .case import BadInput, Case, Inputs
 
 
@@ -47,7 +48,8 @@ CASES = [
     _case("long rows", (5, 4111)),
     _case("one column", (9, 1)),
     _case("vector", (13,)),
-    _case("spread out", (33, 40), spread=5.0),
+    # Two or three entries share one: their gradients are small differences of large ones.
+    _case("spread out", (33, 40), spread=5.0, half_tolerance=Tolerance(5e-2, 5e-2)),
     _case("all in the support", (33, 40), spread=1e-3),
     _case("dim 0", (37, 11), dim=0),
     _case("middle dim", (3, 17, 5), dim=1),
