@@ -5,6 +5,7 @@ for a GPU; two at a time, which share nothing but the compiled machine."""
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,8 +20,11 @@ from alphakernels.ops._library import OPS
 from alphakernels.testing import cases
 
 HERE = Path(__file__).parent
+KNOWN = "3.9"  # whose instructions the machine has; for another Triton it may want others
+TRITON = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(TRITON is None, reason="triton is not installed"),
+    pytest.mark.skipif(TRITON is not None and not TRITON.startswith(f"{KNOWN}."), reason=f"the machine runs what Triton {KNOWN} compiles"),
     pytest.mark.skipif(machine.COMPILER is None, reason="no C++ compiler"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process's Triton interprets"),
 ]
