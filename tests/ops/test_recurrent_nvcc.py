@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,16 @@ pytestmark = pytest.mark.skipif(compiled.NVCC is None or host.COMPILER is None, 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """kernels(arch): the object file and ptxas's report, each architecture compiled once."""
-    folder, made = tmp_path_factory.mktemp("nvcc"), {}
+    """kernels(arch): the object file and ptxas's report; all architectures are compiled at once, when the first is asked for."""
+    folder = tmp_path_factory.mktemp("nvcc")
 
-    def of(arch: int) -> tuple[Path, str]:
-        if arch not in made:
-            target = folder / f"recurrent_{arch}.o"
-            made[arch] = target, compiled.compile_kernels(arch, target)
-        return made[arch]
+    def compiled_for(arch: int) -> tuple[Path, str]:
+        target = folder / f"recurrent_{arch}.o"
+        return target, compiled.compile_kernels(arch, target)
 
-    return of
+    with ThreadPoolExecutor() as pool:
+        made = {arch: pool.submit(compiled_for, arch) for arch in compiled.ARCHITECTURES}
+        yield lambda arch: made[arch].result()
 
 
 @pytest.mark.parametrize("arch", compiled.ARCHITECTURES)

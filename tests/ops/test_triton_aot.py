@@ -72,15 +72,28 @@ for module in modules:
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_kernels_compile(capability: int, tmp_path) -> None:
+CAPABILITIES = [80, 90, 100]
+
+
+@pytest.fixture(scope="module")
+def compilers(tmp_path_factory):
+    """A process for each of the capabilities, all started at once: compiling takes one core."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(capability)],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    compiled = set(done.stdout.split("\n")) - {""}
+    processes = {}
+    for capability in CAPABILITIES:
+        cache = {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp(f"sm_{capability}"))}
+        command = [sys.executable, "-c", COMPILE, str(capability)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes[capability] = subprocess.Popen(command, env=environment | cache, **pipes)
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_compile(capability: int, compilers) -> None:
+    output, errors = compilers[capability].communicate()
+    assert compilers[capability].returncode == 0, output[-2000:] + errors[-4000:]
+    compiled = set(output.split("\n")) - {""}
     assert len(compiled) >= 15, compiled
