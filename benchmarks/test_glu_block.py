@@ -56,4 +56,5 @@ def test_glu_block(compare, device, rows, columns, virtual_batch_size, backward)
         {"eager chain": lambda: step(eager), "torch.compile": lambda: step(inductor)},
         moved=moved,
         targets={"eager chain": 2.5} if backward else {},
+        settle=True,
     )
