@@ -144,7 +144,7 @@ def take_turns(
         repeats[name] = max(1, min(50, int(2e-3 / max(took, 1e-7))))
         together += took
     if warm_up > 0:
-        rounds = max(min(5, rounds), min(rounds, int(30 / together)))
+        rounds = max(5, min(rounds, int(30 / together)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, function in contenders.items():
@@ -206,7 +206,8 @@ def compare(request, device, rates, benchmark):
     ) -> Row:
         contenders = {"alphakernels": ours, **peers}
         if rounds is None:
-            medians = take_turns(contenders, device, max(5, request.config.getoption("--rounds")), warm_up=1 if settle else 3, settle=settle)
+            # The second call tells how long one takes: the first may have compiled.
+            medians = take_turns(contenders, device, max(5, request.config.getoption("--rounds")), warm_up=2 if settle else 3, settle=settle)
         else:
             medians = take_turns(contenders, device, rounds, warm_up=0)
         measured = size is not None or device.type == "cuda"

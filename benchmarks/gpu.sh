@@ -58,7 +58,8 @@ from alphakernels.ops import _library
 sys.exit(\"; \".join(library.problem for library in (_library.compiled(), _library.compiled_cuda()) if library.problem) or 0)"'
 step doctor 20 "$python" -m alphakernels doctor
 # shellcheck disable=SC2086
-step contract 90 env OMP_NUM_THREADS=2 "$python" -m pytest -q -p no:cacheprovider $cores -k "triton or compiled" tests/ops --deselect tests/ops/test_triton_aot.py
+step contract 90 env OMP_NUM_THREADS=2 "$python" -m pytest -q -p no:cacheprovider $cores -k "triton or compiled" tests/ops \
+  --deselect tests/ops/test_triton_aot.py --deselect tests/ops/test_triton_compiled.py  # what they show needs no GPU
 # shellcheck disable=SC2086
 step gpu 80 env OMP_NUM_THREADS=2 "$python" -m pytest -q -p no:cacheprovider ${cores:+-n 3 --dist loadfile} tests/gpu
 rm -f benchmarks/results.json
