@@ -41,24 +41,25 @@ struct ResidentOf<Cell, Precision::fp32, extent, vectors> {
 
 // How rows are read: one number at a time, by vectors, or by vectors of a hidden size that is the extent, known to the compiler.
 enum class Rows { any, vectors, whole };
+template <template <class, class, bool, int> class Direction, class Cell, Precision precision, int extent, Rows rows>
+using ProgramOf = Direction<Cell, typename ResidentOf<Cell, precision, extent, rows != Rows::any>::type, rows != Rows::any,
+                            rows == Rows::whole ? extent : 0>;
 template <class Cell, Precision precision, int extent, Rows rows>
-using ForwardOf =
-    Forward<Cell, typename ResidentOf<Cell, precision, extent, rows != Rows::any>::type, rows != Rows::any, rows == Rows::whole ? extent : 0>;
+using ForwardOf = ProgramOf<Forward, Cell, precision, extent, rows>;
 template <class Cell, Precision precision, int extent, Rows rows>
-using BackwardOf =
-    Backward<Cell, typename ResidentOf<Cell, precision, extent, rows != Rows::any>::type, rows != Rows::any, rows == Rows::whole ? extent : 0>;
+using BackwardOf = ProgramOf<Backward, Cell, precision, extent, rows>;
 
-// f(cell, precision, extent, vectors) with types and constants for the values.
+// f(cell, precision, extent, rows) with types and constants for the values.
 template <class F>
 auto with_program(bool lstm, Precision precision, int64_t hidden, bool vectors, const F& f) {
-  const auto with_vectors = [&](auto cell, auto number, auto extent) {
+  const auto with_rows = [&](auto cell, auto number, auto extent) {
     if (!vectors) return f(cell, number, extent, std::integral_constant<Rows, Rows::any>{});
     if (hidden == extent()) return f(cell, number, extent, std::integral_constant<Rows, Rows::whole>{});
     return f(cell, number, extent, std::integral_constant<Rows, Rows::vectors>{});
   };
   const auto with_extent = [&](auto cell, auto number) {
-    return hidden <= 64 ? with_vectors(cell, number, std::integral_constant<int, 64>{})
-                        : with_vectors(cell, number, std::integral_constant<int, 128>{});
+    return hidden <= 64 ? with_rows(cell, number, std::integral_constant<int, 64>{})
+                        : with_rows(cell, number, std::integral_constant<int, 128>{});
   };
   const auto with_precision = [&](auto cell) {
     switch (precision) {
@@ -85,10 +86,10 @@ constexpr int64_t tile_count(int64_t batch) { return (batch + kTileRows - 1) / k
 
 int64_t recurrent_shared_bytes(bool lstm, Precision precision, int64_t hidden, bool backward) {
   if (hidden < 1 || hidden > kLargestHidden) return -1;
-  const auto bytes = [&](auto cell, auto number, auto extent, auto vectors) {
+  const auto bytes = [&](auto cell, auto number, auto extent, auto rows) {
     using Cell = decltype(cell);
-    return backward ? BackwardOf<Cell, number(), extent(), vectors()>::shared_bytes(hidden)
-                    : ForwardOf<Cell, number(), extent(), vectors()>::shared_bytes(hidden);
+    return backward ? BackwardOf<Cell, number(), extent(), rows()>::shared_bytes(hidden)
+                    : ForwardOf<Cell, number(), extent(), rows()>::shared_bytes(hidden);
   };
   return std::max(with_program(lstm, precision, hidden, true, bytes), with_program(lstm, precision, hidden, false, bytes));
 }
@@ -96,8 +97,8 @@ int64_t recurrent_shared_bytes(bool lstm, Precision precision, int64_t hidden, b
 std::string recurrent_layer(bool lstm, Precision precision, const RecurrentForward& a, void* stream) {
   if (a.hidden < 1 || a.hidden > kLargestHidden) return "no kernel for hidden size " + std::to_string(a.hidden);
   const bool vectors = vectors_fit(a.hidden, {a.sums, a.output}, {a.h0, a.c0, a.h_n, a.c_n, a.gates, a.cells});
-  return with_program(lstm, precision, a.hidden, vectors, [&](auto cell, auto number, auto extent, auto whole) {
-    using Program = ForwardOf<decltype(cell), number(), extent(), whole()>;
+  return with_program(lstm, precision, a.hidden, vectors, [&](auto cell, auto number, auto extent, auto rows) {
+    using Program = ForwardOf<decltype(cell), number(), extent(), rows()>;
     return launch<Program>(tile_count(a.batch), Program::shared_bytes(a.hidden), a, stream);
   });
 }
@@ -106,8 +107,8 @@ std::string recurrent_layer_backward(bool lstm, Precision precision, const Recur
   if (a.hidden < 1 || a.hidden > kLargestHidden) return "no kernel for hidden size " + std::to_string(a.hidden);
   const bool vectors = vectors_fit(a.hidden, {a.grad_output, a.output},
                                    {a.grad_h_n, a.grad_c_n, a.h0, a.c0, a.gates, a.cells, a.grads, a.dh0, a.dc0});
-  return with_program(lstm, precision, a.hidden, vectors, [&](auto cell, auto number, auto extent, auto whole) {
-    using Program = BackwardOf<decltype(cell), number(), extent(), whole()>;
+  return with_program(lstm, precision, a.hidden, vectors, [&](auto cell, auto number, auto extent, auto rows) {
+    using Program = BackwardOf<decltype(cell), number(), extent(), rows()>;
     return launch<Program>(tile_count(a.batch), Program::shared_bytes(a.hidden), a, stream);
   });
 }

@@ -190,7 +190,7 @@ BLOCK = {"8.0": 166912, "8.9": 101376, "9.0": 232448}
         ("9.0", "lstm", torch.float32, True, 128, True, None),
         ("9.0", "lstm", torch.bfloat16, True, 128, True, None),
         ("9.0", "gru", torch.float32, False, 128, True, None),
-        ("9.0", "lstm", torch.float32, False, 128, False, "the weights of hidden size 128 need 280 KB of shared memory, it has 227"),
+        ("9.0", "lstm", torch.float32, False, 128, False, "the weights of hidden size 128 need 280 KB of shared memory, a block of it has 227"),
         ("9.0", "gru", torch.float16, False, 129, False, "the CUDA kernel takes hidden sizes from 1 to 128, this one is 129"),
         ("8.0", "gru", torch.float32, True, 128, True, None),
         ("8.0", "lstm", torch.float32, True, 128, True, "need 224 KB of shared memory"),

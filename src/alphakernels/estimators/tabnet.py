@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -184,12 +185,8 @@ class TabNetModel(Estimator):
             hidden = batch.extras["hidden"]
             return reconstruction_loss(batch.x, hidden, module(batch.x, hidden), self.variant)
 
-        def training(rows: int, features: int) -> Tensor:
-            return draw_hidden(rows, features, self.ps)
-
-        def evaluation(rows: int, features: int) -> Tensor:
-            return draw_hidden_for_evaluation(rows, features, self.ps, self.batch_size)
-
+        training = partial(draw_hidden, probability=self.ps)
+        evaluation = partial(draw_hidden_for_evaluation, probability=self.ps, batch_size=self.batch_size)
         self._trainer(context, "pretrain", epochs=self.pretrain_n_epochs, cumulative=True).fit(
             module,
             loss,

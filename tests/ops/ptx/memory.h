@@ -33,13 +33,20 @@ inline Tensor* in_tensor(Machine& machine, const Instruction& instruction, int t
   return nullptr;
 }
 
-inline void load_shared(Machine& machine, const Instruction& instruction, int width) {
-  const int values = instruction.values(), bytes = values * width;
+// visit(thread, bytes from the start of shared memory) of each thread's access of so many bytes, those left out that are reported as wrong.
+template <class Visit>
+void for_each_shared_access(Machine& machine, const Instruction& instruction, int bytes, const Visit& visit) {
   machine.for_each_thread(instruction, [&](int thread, bool on) {
     uint64_t address;
     if (!on || !machine.address(instruction, 0, thread, address)) return;
     const int64_t offset = in_shared(machine, instruction, thread, address, bytes);
-    if (offset < 0) return;
+    if (offset >= 0) visit(thread, offset);
+  });
+}
+
+inline void load_shared(Machine& machine, const Instruction& instruction, int width) {
+  const int values = instruction.values(), bytes = values * width;
+  for_each_shared_access(machine, instruction, bytes, [&](int thread, int64_t offset) {
     machine.shared_races.read({instruction.line, thread}, offset, bytes);
     for (int copy = 0; copy < 2; ++copy)
       for (int i = 0; i < values; ++i) {
@@ -53,11 +60,7 @@ inline void load_shared(Machine& machine, const Instruction& instruction, int wi
 
 inline void store_shared(Machine& machine, const Instruction& instruction, int width) {
   const int values = instruction.values(), bytes = values * width;
-  machine.for_each_thread(instruction, [&](int thread, bool on) {
-    uint64_t address;
-    if (!on || !machine.address(instruction, 0, thread, address)) return;
-    const int64_t offset = in_shared(machine, instruction, thread, address, bytes);
-    if (offset < 0) return;
+  for_each_shared_access(machine, instruction, bytes, [&](int thread, int64_t offset) {
     bool same = true;
     for (int copy = 0; copy < 2; ++copy)
       for (int i = 0; i < values; ++i) {

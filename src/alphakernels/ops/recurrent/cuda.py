@@ -52,7 +52,8 @@ def _device_limit(device: int | None, cell: str, precision: int, hidden: int, ke
         return f"the CUDA kernel takes hidden sizes from 1 to 128, this one is {hidden}"
     room = properties.shared_memory_per_block_optin
     if max(needed) > room:
-        return f"the weights of hidden size {hidden} need {max(needed) >> 10} KB of shared memory, {properties.name} has {room >> 10}"
+        need = f"the weights of hidden size {hidden} need {max(needed) >> 10} KB of shared memory"
+        return f"{need}, a block of {properties.name} has {room >> 10}"
     return None
 
 
